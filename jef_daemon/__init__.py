@@ -1,0 +1,37 @@
+"""jef_daemon: a job daemon on RabbitMQ. Requests come in, executors run, the life cycle is kept and told.
+
+The tour, in the order of the flow (each module's docstring says what it does and what not):
+
+    messages            what is on the wire
+    intake              delivery → valid request, duplicate or dead letter; custody
+    lock/               which jobs may run at the same time
+    run/                a queued job → a slot → an executor → its outcome
+    notify              outbox → confirmed, ordered notifications on `jef.status`
+    ledger/             executions, history, outbox: one transaction for all that is ready
+    rabbitmq/           topology in one table; the bus
+    lifecycle           the law they all keep: statuses, events, the transition table
+    daemon              puts them together; config says how; cli is the door for people
+
+For authors of executors everything is importable from here:
+
+    from jef_daemon import ActionExecutor, ActionExecutorResponse, ExecutionContext, action
+"""
+
+from jef_daemon.sdk import (
+    ActionExecutor,
+    ActionExecutorResponse,
+    ExecutionContext,
+    GrantedLock,
+    action,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ActionExecutor",
+    "ActionExecutorResponse",
+    "ExecutionContext",
+    "GrantedLock",
+    "__version__",
+    "action",
+]

@@ -1,0 +1,337 @@
+"""Every message on the wire, decoded and encoded in one place (wire protocol, version 1). Pure.
+
+Part in the flow: `intake` decodes requests here, the ledger encodes the notification of each transition
+here, and `jef schema` publishes these very models. Keys are camelCase on the wire. Unknown keys of inbound
+messages are ignored here and preserved in the record, so that producers can evolve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError
+from pydantic.alias_generators import to_camel
+from pydantic_core import from_json, to_json
+
+from jef_daemon.errors import RequestRefused
+from jef_daemon.lifecycle import Completed, Event, Execution, Failed, LockAwaited, Status, Transition
+
+MAX_BODY_BYTES = 1024 * 1024
+"""Default limit of a request's body; configurable."""
+
+ExecutionId = Annotated[str, StringConstraints(pattern=r"\A[A-Za-z0-9._:-]{1,128}\z")]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=255)]
+Seconds = Annotated[float, Field(gt=0, le=10 * 365 * 86400)]
+Variables = dict[str, JsonValue]
+
+
+class _Wire(BaseModel):
+    """Camel case outside, snake case inside; strict about types, lenient about keys it does not know."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, strict=True, extra="ignore")
+
+
+class LockMode(StrEnum):
+    """How a resource is locked."""
+
+    SHARED = "SHARED"
+    """Together with other SHARED ones."""
+    EXCLUSIVE = "EXCLUSIVE"
+    """Alone."""
+
+
+class LockDemand(_Wire):
+    """A lock that a job or a client wants."""
+
+    resource: Name = Field(description="What is locked, e.g. `asset/42`.")
+    mode: LockMode = Field(description="SHARED with others, or EXCLUSIVE.")
+
+
+class Timeouts(_Wire):
+    """Four clocks, each its own, in seconds; null: the action's setting."""
+
+    queue: Seconds | None = Field(default=None, description="Longest wait for a slot.")
+    lock: Seconds | None = Field(default=None, description="Longest wait for locks.")
+    update: Seconds | None = Field(default=None, description="Longest silence between updates of an async job.")
+    execution: Seconds | None = Field(default=None, description="Longest run of one attempt.")
+
+
+class JobRequest(_Wire):
+    """A request for one job, published to `jef.jobs` with the action's name as routing key."""
+
+    execution_id: ExecutionId = Field(description="The idempotency key: 1 to 128 of A-Z a-z 0-9 . _ : -")
+    workflow_id: Name | None = Field(default=None, description="The workflow it belongs to.")
+    configuration: Variables = Field(default_factory=dict, description="What the executor's model validates.")
+    job_context_variables: Variables = Field(default_factory=dict, description="From the previous stage.")
+    workflow_context_variables: Variables = Field(default_factory=dict, description="The workflow's context.")
+    locks: list[LockDemand] = Field(default_factory=list, description="Granted together before it starts.")
+    priority: int = Field(default=0, ge=-1000, le=1000, description="Higher starts earlier.")
+    not_before: AwareDatetime | None = Field(default=None, description="RFC 3339 instant; it starts no earlier.")
+    timeouts: Timeouts = Field(default_factory=Timeouts)
+
+
+class ErrorInfo(_Wire):
+    """Why a job FAILED."""
+
+    type: str = Field(description="The exception's class, or a name of ours such as `Interrupted`.")
+    message: str = ""
+    traceback: str | None = Field(default=None, description="Where the operator allows it.")
+
+
+class WaitingFor(_Wire):
+    """What a job in WAITING_FOR_LOCK waits for."""
+
+    resource: str
+    mode: LockMode
+    position: int = Field(ge=1, description="1: next.")
+    holders: list[str] = Field(default_factory=list, description="Owners, at most ten.")
+
+
+class StatusNotification(_Wire):
+    """A status notification on `jef.status`, routing key `<action>.<status in lower case>`."""
+
+    execution_id: str
+    workflow_id: str | None
+    progress: int = Field(ge=0, le=100)
+    message: str
+    status: Status
+    action: str
+    attempt: int = Field(ge=1)
+    sequence: int = Field(ge=0, description="Rises with each notification of an execution; drop what you saw.")
+    timestamp: AwareDatetime
+    external_id: str | None = Field(default=None, description="The executor's own identifier of the work elsewhere.")
+    result: str | None = Field(default=None, description="COMPLETED only.")
+    job_context_variables: Variables | None = Field(default=None, description="COMPLETED only.")
+    workflow_context_variables: Variables | None = Field(default=None, description="COMPLETED only.")
+    error: ErrorInfo | None = Field(default=None, description="FAILED only.")
+    waiting_for: WaitingFor | None = Field(default=None, description="WAITING_FOR_LOCK only.")
+    cancel_requested: bool | None = None
+    late: bool | None = Field(default=None, description="True when a late update caused it.")
+
+
+class Update(_Wire):
+    """An update of an async job, to `jef.updates`, by whoever runs it."""
+
+    execution_id: ExecutionId
+    token: str = Field(description="What the executor was given for this attempt.")
+    status: Literal[Status.RUNNING, Status.COMPLETED, Status.FAILED, Status.CANCELLED]
+    progress: int | None = Field(default=None, ge=0, le=100)
+    message: str | None = None
+    result: str = ""
+    job_context_variables: Variables = Field(default_factory=dict)
+    workflow_context_variables: Variables = Field(default_factory=dict)
+    error: ErrorInfo | None = None
+
+
+class UpdateReply(_Wire):
+    """The answer to an update, when it named a `reply_to`."""
+
+    accepted: bool
+    cancel_requested: bool | None = None
+    reason: str | None = None
+
+
+class Control(_Wire):
+    """A command to `jef.control`, for one execution or for all of a workflow."""
+
+    command: Literal["cancel", "retry", "resume"]
+    execution_id: ExecutionId | None = None
+    workflow_id: Name | None = None
+    reason: str = ""
+    force: bool = False
+
+
+class ControlReply(_Wire):
+    """The answer to a command."""
+
+    accepted: bool
+    status: Status | None = None
+    reason: str | None = None
+
+
+class LockRequest(_Wire):
+    """An operation on locks, to `jef.locks`, always with `reply_to` and `correlation_id`."""
+
+    operation: Literal["acquire", "renew", "release", "cancel", "inspect"]
+    owner: Name | None = None
+    locks: list[LockDemand] = Field(default_factory=list)
+    lease_seconds: Seconds = 60.0
+    wait: bool = True
+
+
+class GrantInfo(_Wire):
+    """A granted lock."""
+
+    resource: str
+    mode: LockMode
+    fencing_token: int = Field(description="Rises with each grant of the resource, for ever.")
+    lease_until: AwareDatetime
+
+
+class LockReply(_Wire):
+    """An answer of the lock service."""
+
+    status: str
+    grants: list[GrantInfo] | None = None
+    position: int | None = None
+    holders: list[str] | None = None
+    reason: str | None = None
+
+
+class WorkflowRequest(_Wire):
+    """A request for a workflow, to `jef.workflows`."""
+
+    workflow_id: Name
+    workflow: Name
+    variables: Variables = Field(default_factory=dict)
+    priority: int = Field(default=0, ge=-1000, le=1000)
+
+
+WIRE_MODELS: tuple[type[BaseModel], ...] = (
+    JobRequest,
+    StatusNotification,
+    Update,
+    UpdateReply,
+    Control,
+    ControlReply,
+    LockRequest,
+    LockReply,
+    WorkflowRequest,
+)
+"""What `jef schema` publishes."""
+
+
+# --- inbound ---------------------------------------------------------------------------------------------
+
+
+def decode_request(body: bytes, limit: int = MAX_BODY_BYTES) -> JobRequest:
+    """Decode and validate a job request.
+
+    Args:
+        body: the message's body.
+        limit: longest body taken, in bytes.
+
+    Raises:
+        RequestRefused: with one of the codes `body-too-long`, `not-json`, `not-an-object`,
+            `execution-id-missing`, `execution-id-malformed`, `field-invalid`.
+    """
+    if len(body) > limit:
+        raise RequestRefused("body-too-long", f"the body has {len(body)} bytes; {limit} are allowed")
+    try:
+        raw = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise RequestRefused("not-json", f"the body is no JSON: {error}") from None
+    if not isinstance(raw, dict):
+        raise RequestRefused("not-an-object", f"the body is a JSON {_kind(raw)}, not an object")
+    try:
+        return JobRequest.model_validate_json(body)
+    except ValidationError as error:
+        raise _refusal(raw, error) from None
+
+
+def _refusal(raw: Mapping[str, Any], error: ValidationError) -> RequestRefused:
+    found = {str(problem["loc"][0]): problem for problem in reversed(error.errors()) if problem["loc"]}
+    if "executionId" in found:
+        missing = raw.get("executionId") is None
+        code = "execution-id-missing" if missing else "execution-id-malformed"
+        return RequestRefused(code, "executionId is required: 1 to 128 of A-Z a-z 0-9 . _ : -")
+    return RequestRefused("field-invalid", explain(error), str(raw["executionId"]))
+
+
+def explain(error: ValidationError) -> str:
+    """All problems of a validation in one sentence that names each field."""
+    problems = (
+        f"{'.'.join(str(part) for part in problem['loc']) or 'the value'}: {problem['msg'].removeprefix('Value error, ')}"
+        for problem in error.errors()
+    )
+    return "; ".join(problems)
+
+
+def _kind(value: object) -> str:
+    names = {type(None): "null", bool: "boolean", int: "number", float: "number", str: "string", list: "array"}
+    return names.get(type(value), type(value).__name__)
+
+
+# --- outbound --------------------------------------------------------------------------------------------
+
+
+def notification(transition: Transition, *, tracebacks: bool = True) -> bytes:
+    """The status notification of a transition, the seed's five keys first.
+
+    Args:
+        transition: what was applied.
+        tracebacks: whether a FAILED one tells its stack trace.
+    """
+    execution, event = transition.execution, transition.event
+    told = _heading(execution, transition.at)
+    if execution.external_id:
+        told["externalId"] = execution.external_id
+    addition = _ADDITIONS.get(type(event))
+    if addition:
+        told |= addition(event, tracebacks)
+    if execution.cancel_requested and execution.status is Status.RUNNING:
+        told["cancelRequested"] = True
+    if transition.late:
+        told["late"] = True
+    return to_json(told)
+
+
+def refused_notification(action: str, error: RequestRefused, now: float) -> bytes:
+    """The FAILED notification of a message that never became an execution, but whose id could be read."""
+    execution = Execution(error.execution_id or "", action, status=Status.FAILED, message=error.detail)
+    told = _heading(execution, now)
+    return to_json(told | {"error": {"type": "RequestRefused", "message": f"{error.code}: {error.detail}"}})
+
+
+def routing_key(action: str, status: Status) -> str:
+    """The routing key of a notification on `jef.status`."""
+    return f"{action}.{status.value.lower()}"
+
+
+def timestamp(instant: float) -> str:
+    """RFC 3339 in UTC with milliseconds, as notifications carry it."""
+    return datetime.fromtimestamp(instant, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _heading(execution: Execution, at: float) -> dict[str, Any]:
+    return {
+        "executionId": execution.execution_id,
+        "workflowId": execution.workflow_id,
+        "progress": execution.progress,
+        "message": execution.message,
+        "status": execution.status,
+        "action": execution.action,
+        "attempt": execution.attempt,
+        "sequence": execution.sequence,
+        "timestamp": timestamp(at),
+    }
+
+
+def _of_completed(event: Completed, tracebacks: bool) -> dict[str, Any]:
+    return {
+        "result": event.result,
+        "jobContextVariables": event.job_context_variables,
+        "workflowContextVariables": event.workflow_context_variables,
+    }
+
+
+def _of_failed(event: Failed, tracebacks: bool) -> dict[str, Any]:
+    error = {"type": event.error_type, "message": event.error_message}
+    if tracebacks and event.traceback:
+        error["traceback"] = event.traceback
+    return {"error": error}
+
+
+def _of_waiting(event: LockAwaited, tracebacks: bool) -> dict[str, Any]:
+    return {"waitingFor": dict(event.waiting_for)}
+
+
+_ADDITIONS: Mapping[type[Event], Any] = {
+    Completed: _of_completed,
+    Failed: _of_failed,
+    LockAwaited: _of_waiting,
+}
+"""What a notification says beyond its heading, by the event that caused it."""

@@ -1,0 +1,162 @@
+"""What the stages need from outside: the bus, the ledger, the clock. Adapters are picked in `daemon` only.
+
+Bus: `jef_daemon.rabbitmq.bus` (aio-pika). Ledger: `jef_daemon.ledger` (SQLAlchemy; SQLite now, PostgreSQL
+to come). Tests drive the stages with the in-memory bus of `jef_daemon.testing`, which passes the same
+conformance suite (`tests/contract`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from jef_daemon.errors import RequestRefused
+from jef_daemon.lifecycle import Event, Execution, Transition
+
+
+class Clock(Protocol):
+    """Where time comes from: wall clock for records, monotonic for waiting."""
+
+    def now(self) -> float:
+        """UTC seconds since the epoch."""
+        ...
+
+    def monotonic(self) -> float:
+        """Seconds from an arbitrary point; never goes back."""
+        ...
+
+
+class SystemClock:
+    """The machine's own clocks."""
+
+    now = staticmethod(time.time)
+    monotonic = staticmethod(time.monotonic)
+
+
+# --- the bus ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One message received. `source` is the queue's purpose: an action's name, or `unroutable`."""
+
+    source: str
+    body: bytes
+    tag: int
+    """Rises with each delivery of one session; used to acknowledge many at once."""
+    session: int
+    """Number of the connection it came by: an acknowledgement for a lost one is dropped."""
+    redelivered: bool = False
+    routing_key: str = ""
+    headers: Mapping[str, Any] = field(default_factory=dict)
+    reply_to: str | None = None
+    correlation_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """One message to publish, persistent, confirmed."""
+
+    id: int
+    """The outbox's number: order of publishing, and what is confirmed."""
+    exchange: str
+    routing_key: str
+    body: bytes
+    headers: Mapping[str, Any] | None = None
+    correlation_id: str | None = None
+
+
+class Bus(Protocol):
+    """Messages in and out. Reconnects by itself; nothing here raises for a lost connection."""
+
+    async def publish(self, messages: Sequence[Outgoing]) -> Awaitable[None]:
+        """Send many at once, in order; waits while the window of unconfirmed messages is full.
+
+        Returns:
+            An awaitable that is done when the broker has confirmed all of them, and raises
+            `ConnectionError` when the connection was lost or the broker refused one: send them again.
+        """
+        ...
+
+    async def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
+        """Acknowledge deliveries that are persisted; those of a lost connection are dropped."""
+        ...
+
+    async def pause(self, source: str) -> None:
+        """Stop the deliveries of one source; what is prefetched still arrives."""
+        ...
+
+    async def resume(self, source: str) -> None:
+        """Let the deliveries of one source come again."""
+        ...
+
+
+# --- the ledger ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A valid request to be recorded."""
+
+    execution: Execution
+    body: str
+    """The request as it came, unknown keys included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A message to be kept as a dead letter, and told where its execution can be named."""
+
+    error: RequestRefused
+    delivery: Delivery
+    action: str
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """An execution moved to RUNNING for us, with its request."""
+
+    execution: Execution
+    body: str
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What became of an event: the transition, or why the life cycle refused it."""
+
+    transition: Transition | None
+    refused: str = ""
+
+
+class Ledger(Protocol):
+    """Custody: what is written here survives; every method returns only after it is on disk.
+
+    Raises `LedgerUnavailable` from none of these: a ledger that takes no writes is waited for, told once in
+    the log, and seen in health.
+    """
+
+    async def accept(self, arrivals: Sequence[Arrival | Refusal]) -> list[str]:
+        """Record requests and refusals with what is told of them; one word each: new, known, finished, refused."""
+        ...
+
+    async def claim(self, capacity: Mapping[str, int], total: int) -> list[Claimed]:
+        """Move at most `total` queued executions to RUNNING, at most `capacity[action]` of each action."""
+        ...
+
+    async def apply(self, execution_id: str, attempt: int, events: Sequence[Event]) -> list[Applied]:
+        """Apply events in order to one attempt, all in one transaction."""
+        ...
+
+    async def outbox(self, after: int, limit: int) -> list[Outgoing]:
+        """The next unconfirmed messages in order."""
+        ...
+
+    async def confirm(self, ids: Iterable[int]) -> None:
+        """Forget messages that the broker has confirmed."""
+        ...
+
+
+OnCommit = Callable[[], None]
+"""Called in the event loop after a transaction that put something into the outbox."""

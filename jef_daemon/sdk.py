@@ -1,0 +1,236 @@
+"""For authors of executors: what to write, what it is given, what it gives back. RabbitMQ never shows here.
+
+    from pydantic import BaseModel
+    from jef_daemon import ActionExecutor, ActionExecutorResponse, ExecutionContext
+
+    class Thumbnail(ActionExecutor):
+        action = "thumbnail"
+        class Configuration(BaseModel):
+            source: str
+        async def execute(self, context: ExecutionContext[Configuration]) -> ActionExecutorResponse:
+            await context.progress(25, "In Progress")
+            return ActionExecutorResponse(result="done", job_context_variables={"width": 320})
+
+`execute` may be a coroutine (it runs in the daemon's event loop and must not block it) or a plain function
+(it runs in a process of its own, where it may block and can be killed).
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import typing
+from collections.abc import Callable, Generator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar, Generic, TypeVar
+
+import structlog
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic.alias_generators import to_camel
+
+C_co = TypeVar("C_co", covariant=True)
+C = TypeVar("C")
+
+
+class ActionExecutorResponse(BaseModel):
+    """What `execute` returns: the seed's four fields, all optional.
+
+    Raises:
+        pydantic.ValidationError: a variable is no JSON value.
+    """
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid")
+
+    result: str = Field(default="", description="A message for people; it becomes the final notification's message.")
+    execution_id: str | None = Field(
+        default=None,
+        max_length=255,
+        description="The executor's own identifier of the work elsewhere; kept and told as `externalId`.",
+    )
+    job_context_variables: dict[str, JsonValue] = Field(
+        default_factory=dict, description="Kept with the job and passed to the next stage of the workflow."
+    )
+    workflow_context_variables: dict[str, JsonValue] = Field(
+        default_factory=dict, description="Override the workflow's context."
+    )
+
+
+class GrantedLock(typing.NamedTuple):
+    """A lock that the job holds while it runs."""
+
+    resource: str
+    mode: str
+    """SHARED or EXCLUSIVE."""
+    fencing_token: int
+    """Rises with every grant of the resource. Hand it to the store you write to, which refuses older ones."""
+
+
+class _Told:
+    """What `progress` returns, so that coroutines may await it and blocking code need not."""
+
+    __slots__ = ()
+
+    def __await__(self) -> Generator[None, None, None]:
+        return
+        yield
+
+
+_TOLD = _Told()
+
+Report = Callable[[int | None, str | None], None]
+"""Takes progress (0 to 100) and message to where they are recorded and told; None leaves one as it was."""
+
+
+class ExecutionContext(Generic[C_co]):
+    """Everything an executor is given for one attempt at one job.
+
+    Attributes:
+        configuration: the job's configuration, validated by the executor's `Configuration` model.
+        execution_id: the producer's identifier of the job.
+        workflow_id: of the workflow it belongs to, or None.
+        action: the action's name.
+        attempt: 1 for the first, rising with retries.
+        job_context_variables: from the previous stage; read-only.
+        workflow_context_variables: the workflow's context; read-only.
+        locks: granted locks by resource; empty where none were asked for.
+        log: a structlog logger bound to the job.
+    """
+
+    def __init__(
+        self,
+        *,
+        configuration: C_co,
+        execution_id: str,
+        action: str,
+        report: Report,
+        scratch: Path,
+        workflow_id: str | None = None,
+        attempt: int = 1,
+        job_context_variables: Mapping[str, Any] | None = None,
+        workflow_context_variables: Mapping[str, Any] | None = None,
+        locks: Mapping[str, GrantedLock] | None = None,
+    ) -> None:
+        self.configuration = configuration
+        self.execution_id = execution_id
+        self.workflow_id = workflow_id
+        self.action = action
+        self.attempt = attempt
+        self.job_context_variables = MappingProxyType(dict(job_context_variables or {}))
+        self.workflow_context_variables = MappingProxyType(dict(workflow_context_variables or {}))
+        self.locks = MappingProxyType(dict(locks or {}))
+        self.log = structlog.get_logger().bind(execution_id=execution_id, action=action, attempt=attempt)
+        self._report = report
+        self._scratch = scratch
+
+    def progress(self, percent: float | None = None, message: str | None = None) -> _Told:
+        """Tell how far the job is. Cheap: call it as often as you like, it is told at most once a second.
+
+        From a coroutine `await context.progress(...)`, from blocking code call it; both do the same.
+
+        Args:
+            percent: 0 to 100; beyond is cut to the nearest, NaN and None keep what was told before.
+            message: what it does just now; None keeps what was told before.
+        """
+        known = percent is not None and not math.isnan(percent)
+        self._report(int(min(100, max(0, percent))) if known and percent is not None else None, message)
+        return _TOLD
+
+    @property
+    def scratch(self) -> Path:
+        """A folder of this attempt's own, made when first asked for and removed after the job."""
+        self._scratch.mkdir(parents=True, exist_ok=True)
+        return self._scratch
+
+
+class AnyConfiguration(BaseModel):
+    """The configuration of an executor that declares none: takes whatever the request holds."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class NoSettings(BaseModel):
+    """The settings of an executor that has none: every key is an error."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class ActionExecutor:
+    """Base class of executors: name the action, declare its configuration, write `execute`.
+
+    One instance serves all jobs of the action in a process, so keep nothing of a job on `self`.
+    An exception that leaves `execute` makes the job FAILED with its type, message and stack trace.
+    """
+
+    action: ClassVar[str] = ""
+    """The action's name: the routing key of its requests. The configuration's table name overrides it."""
+    Configuration: ClassVar[type[BaseModel]] = AnyConfiguration
+    """Validates each job's configuration, before `execute` is called."""
+    Settings: ClassVar[type[BaseModel]] = NoSettings
+    """Validates the operator's keys of `[actions.NAME]` that are the executor's own; see `self.settings`."""
+    may_run_again: ClassVar[bool] = False
+    """Whether an attempt that was interrupted (the daemon died or drained) may simply be run again."""
+
+    def __init__(self, settings: BaseModel | None = None) -> None:
+        self.settings: Any = settings if settings is not None else self.Settings()
+
+    def execute(self, context: ExecutionContext[Any]) -> Any:
+        """Do the job. A coroutine (`async def`) or a plain function; returns an `ActionExecutorResponse` or None."""
+        raise NotImplementedError(f"{type(self).__name__} has no execute method")
+
+
+Function = Callable[[ExecutionContext[Any]], Any]
+
+
+def action(
+    name: str, *, configuration: type[BaseModel] | None = None, may_run_again: bool = False
+) -> Callable[[Function], type[ActionExecutor]]:
+    """Make an executor of a function, coroutine or plain.
+
+        @action("greet")
+        async def greet(context: ExecutionContext[Greeting]) -> ActionExecutorResponse: ...
+
+    Args:
+        name: the action's name.
+        configuration: its model; default: the one in the annotation `ExecutionContext[Model]`, else anything.
+        may_run_again: see `ActionExecutor.may_run_again`.
+    """
+
+    def decorate(function: Function) -> type[ActionExecutor]:
+        model = configuration or _annotated_model(function) or AnyConfiguration
+        body = {
+            "action": name,
+            "Configuration": model,
+            "may_run_again": may_run_again,
+            "execute": _as_method(function),
+            "__doc__": function.__doc__,
+            "__module__": function.__module__,
+            "__qualname__": function.__qualname__,
+        }
+        return type(function.__name__, (ActionExecutor,), body)
+
+    return decorate
+
+
+def _as_method(function: Function) -> Callable[..., Any]:
+    if inspect.iscoroutinefunction(function):
+
+        async def execute(self: ActionExecutor, context: ExecutionContext[Any]) -> Any:
+            return await function(context)
+
+        return execute
+
+    def execute_blocking(self: ActionExecutor, context: ExecutionContext[Any]) -> Any:
+        return function(context)
+
+    return execute_blocking
+
+
+def _annotated_model(function: Function) -> type[BaseModel] | None:
+    for hint in typing.get_type_hints(function).values():
+        arguments = typing.get_args(hint)
+        if typing.get_origin(hint) is ExecutionContext and arguments:
+            model = arguments[0]
+            if isinstance(model, type) and issubclass(model, BaseModel):
+                return model
+    return None

@@ -1,0 +1,190 @@
+"""What an operator can set: every key, with its meaning, unit, default and range. Pure models.
+
+`config` fills them from the file, the environment and the command line; `docs/configuration.md` is
+generated from them. Durations are seconds and end in `_s`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+Seconds = Annotated[float, Field(gt=0, le=10 * 365 * 86400)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+def default_data_dir() -> Path:
+    """Where a daemon keeps its own: systemd's StateDirectory, /var/lib for root, else the user's state folder."""
+    given = os.environ.get("STATE_DIRECTORY")
+    if given:
+        return Path(given.split(":")[0])
+    if os.geteuid() == 0:
+        return Path("/var/lib/jef-daemon")
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "jef-daemon"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+class Bus(_Section):
+    """RabbitMQ: queues, flow control."""
+
+    queue_type: Literal["quorum", "classic"] = Field(
+        default="quorum", description="Type of the queues that are declared. An existing queue keeps its type."
+    )
+    prefetch: int = Field(
+        default=250, ge=1, le=2000, description="Deliveries on their way to us per queue, not yet persisted."
+    )
+    publish_window: int = Field(default=1000, ge=1, le=10_000, description="Published messages not yet confirmed.")
+    max_body_bytes: int = Field(
+        default=1024 * 1024, ge=1024, le=128 * 1024 * 1024, description="Longest request body; longer: dead letter."
+    )
+    heartbeat_s: int = Field(default=30, ge=1, le=600, description="AMQP heartbeat: how soon a dead broker is seen.")
+    reconnect_max_s: Seconds = Field(default=15.0, description="Longest pause between two tries to connect.")
+    connect_for_s: float = Field(
+        default=0.0, ge=0, description="Give up (exit code 4) when the broker stays away longer; 0: never."
+    )
+
+
+class Slots(_Section):
+    """How much runs at the same time, and how much is taken in."""
+
+    total: int = Field(default=64, ge=1, le=10_000, description="Jobs that run at the same time.")
+    blocking_processes: int = Field(
+        default_factory=lambda: max(2, os.cpu_count() or 2),
+        ge=1,
+        le=1000,
+        description="Processes for blocking executors; so many of their jobs run at the same time.",
+    )
+    warm_processes: int = Field(default=1, ge=0, le=1000, description="How many of them are started ahead.")
+    backlog: int = Field(
+        default=1000,
+        ge=1,
+        le=10_000_000,
+        description="Queued jobs taken in per action before its queue is left to other daemons. "
+        "Large: jobs are told QUEUED early and priorities count. Small: daemons share a queue evenly.",
+    )
+
+
+class Jobs(_Section):
+    """How jobs run, where their action does not say otherwise."""
+
+    execution_timeout_s: Seconds | None = Field(default=None, description="Longest run of one attempt; unset: none.")
+    progress_interval_s: float = Field(
+        default=1.0, ge=0, le=3600, description="At most one progress notification per execution in this time."
+    )
+    kill_grace_s: float = Field(
+        default=10.0, ge=0, le=3600, description="Between asking a job to stop (SIGTERM) and killing it (SIGKILL)."
+    )
+    tell_tracebacks: bool = Field(
+        default=True, description="Whether FAILED notifications carry the stack trace. The history always does."
+    )
+    max_variables_bytes: int = Field(
+        default=256 * 1024, ge=1024, description="Longest JSON of a response's two variable maps together."
+    )
+
+
+class Retention(_Section):
+    """How long finished executions are kept."""
+
+    finished_s: Seconds = Field(default=30 * 86400.0, description="Age at which a finished execution is purged.")
+    interval_s: Seconds = Field(default=300.0, description="Time between two purges.")
+    step: int = Field(default=500, ge=1, le=10_000, description="Executions per transaction of a purge.")
+
+
+class Shutdown(_Section):
+    """What SIGTERM does."""
+
+    drain_s: float = Field(
+        default=30.0, ge=0, le=7 * 86400, description="Time for running jobs to finish; then they are interrupted."
+    )
+    flush_s: float = Field(
+        default=10.0, ge=0, le=3600, description="Time for the last notifications to be confirmed."
+    )
+
+
+class Logging(_Section):
+    """Logs go to standard error."""
+
+    format: Literal["auto", "json", "console"] = Field(
+        default="auto", description="auto: console on a terminal, else JSON lines."
+    )
+    level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least severe told.")
+
+
+class Action(BaseModel):
+    """One action: `[actions.NAME]`. Keys that are not listed here are the executor's own settings."""
+
+    model_config = ConfigDict(extra="allow")
+
+    executor: str | None = Field(default=None, description='Where its executor is: "module:Class".')
+    command: list[str] | None = Field(
+        default=None, description="Or: a program and its arguments, with {configuration.x} placeholders; no shell."
+    )
+    enabled: bool = Field(default=True, description="False: the daemon does not serve it.")
+    concurrency: int | None = Field(default=None, ge=1, description="Jobs of it at the same time; unset: the slots.")
+    execution_timeout_s: Seconds | None = Field(default=None, description="Longest run of one attempt.")
+    may_run_again: bool | None = Field(
+        default=None, description="Whether an interrupted attempt may simply be run again; unset: the executor says."
+    )
+    isolation: Literal["auto", "process"] = Field(
+        default="auto", description="process: a coroutine runs in a process of its own too, as blocking code does."
+    )
+
+    @property
+    def executor_settings(self) -> dict[str, Any]:
+        """The keys that belong to the executor."""
+        return dict(self.model_extra or {})
+
+
+class Settings(_Section):
+    """Everything. Top-level keys can be set by `JEF_NAME`, others by `JEF_SECTION__NAME`."""
+
+    amqp_url: SecretStr = Field(
+        default=SecretStr("amqp://guest:guest@127.0.0.1:5672/"),
+        description="The broker: amqp://user:password@host:port/vhost, or amqps:// with TLS.",
+    )
+    amqp_url_file: Path | None = Field(
+        default=None, description="A file that holds the broker's URL (a systemd credential, say); it wins."
+    )
+    amqp_password_file: Path | None = Field(
+        default=None, description="A file that holds the password for `amqp_url`."
+    )
+    ledger_url: str = Field(
+        default="", description="The ledger: sqlite:///absolute/path; empty: `ledger.db` in the data folder."
+    )
+    prefix: str = Field(
+        default="jef", pattern=r"\A[A-Za-z0-9_-]{1,64}\z", description="Beginning of every exchange and queue name."
+    )
+    data_dir: Path = Field(
+        default_factory=default_data_dir, description="The daemon's own folder: ledger, scratch, default root."
+    )
+    http_host: str = Field(default="127.0.0.1", description="Address of the HTTP port.")
+    http_port: int = Field(default=0, ge=0, le=65535, description="Port for /metrics, /livez, /readyz; 0: none.")
+    python_path: list[Path] = Field(default_factory=list, description="Folders where executors are looked for too.")
+    bus: Bus = Field(default_factory=Bus)
+    slots: Slots = Field(default_factory=Slots)
+    jobs: Jobs = Field(default_factory=Jobs)
+    retention: Retention = Field(default_factory=Retention)
+    shutdown: Shutdown = Field(default_factory=Shutdown)
+    logging: Logging = Field(default_factory=Logging)
+    actions: dict[str, Action] = Field(default_factory=dict)
+
+    @property
+    def ledger(self) -> str:
+        """The ledger's URL, the default filled in."""
+        return self.ledger_url or f"sqlite:///{(self.data_dir / 'ledger.db').absolute()}"
+
+    @property
+    def scratch_dir(self) -> Path:
+        """Parent of the scratch folders."""
+        return self.data_dir / "scratch"
+
+    @property
+    def default_root(self) -> Path:
+        """The folder that `checksum` and `copy` may touch where no `roots` are set."""
+        return self.data_dir / "files"
