@@ -90,6 +90,8 @@ class Execution:
     fenced: bool = False
     """True once the attempt's token is worth nothing any more (TIMED_OUT closed, forced cancel)."""
     cancel_requested: bool = False
+    wants_locks: bool = False
+    """True when its request names locks: it starts only once they are granted."""
     handed_back: bool = False
     """True when this daemon gave an unstarted job back to RabbitMQ; whoever receives it owns it."""
     update_timeout_s: float | None = None

@@ -8,8 +8,9 @@ conformance suite (`tests/contract`).
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, Protocol
 
 from jef_daemon.errors import RequestRefused
@@ -66,6 +67,7 @@ class Outgoing:
     body: bytes
     headers: Mapping[str, Any] | None = None
     correlation_id: str | None = None
+    reply_to: str | None = None
 
 
 class Bus(Protocol):
@@ -114,12 +116,39 @@ class Refusal:
     action: str
 
 
+class Accepted(StrEnum):
+    """What became of a message at the door."""
+
+    NEW = "new"
+    KNOWN = "known"
+    """A duplicate of an unfinished execution: nothing changed."""
+    FINISHED = "finished"
+    """A duplicate of a finished one: its final notification is told again."""
+    TAKEN_AGAIN = "taken-again"
+    """It had been handed back, and came to us once more."""
+    REFUSED = "refused"
+    """A dead letter."""
+
+
 @dataclass(frozen=True, slots=True)
 class Claimed:
     """An execution moved to RUNNING for us, with its request."""
 
     execution: Execution
     body: str
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What the worker can start now."""
+
+    total: int
+    """Free slots."""
+    by_action: Mapping[str, int]
+    """Free places of each action that has any."""
+    processes: int = 0
+    """Free processes, shared by the actions named in `blocking`."""
+    blocking: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,30 +162,34 @@ class Applied:
 class Ledger(Protocol):
     """Custody: what is written here survives; every method returns only after it is on disk.
 
-    Raises `LedgerUnavailable` from none of these: a ledger that takes no writes is waited for, told once in
-    the log, and seen in health.
+    A ledger that takes no writes for a while (disk full, locked) is waited for, told once in the log and
+    seen in health: these methods then take longer, they do not raise.
     """
 
-    async def accept(self, arrivals: Sequence[Arrival | Refusal]) -> list[str]:
-        """Record requests and refusals with what is told of them; one word each: new, known, finished, refused."""
+    async def accept(self, messages: Sequence[Arrival | Refusal]) -> list[Accepted]:
+        """Record requests and refusals with what is told of them, in order."""
         ...
 
-    async def claim(self, capacity: Mapping[str, int], total: int) -> list[Claimed]:
-        """Move at most `total` queued executions to RUNNING, at most `capacity[action]` of each action."""
+    async def claim(self, capacity: Capacity) -> list[Claimed]:
+        """Move queued executions to RUNNING, by priority, then by age, as far as the capacity goes."""
         ...
 
-    async def apply(self, execution_id: str, attempt: int, events: Sequence[Event]) -> list[Applied]:
-        """Apply events in order to one attempt, all in one transaction."""
+    async def apply(self, execution_id: str, attempt: int | None, events: Sequence[Event]) -> list[Applied]:
+        """Apply events in order to one attempt (None: whichever it is), all in one transaction."""
         ...
 
     async def outbox(self, after: int, limit: int) -> list[Outgoing]:
         """The next unconfirmed messages in order."""
         ...
 
-    async def confirm(self, ids: Iterable[int]) -> None:
+    async def confirm(self, ids: Sequence[int]) -> None:
         """Forget messages that the broker has confirmed."""
         ...
 
+    async def queued(self) -> dict[str, int]:
+        """Executions of each action that could start now."""
+        ...
 
-OnCommit = Callable[[], None]
-"""Called in the event loop after a transaction that put something into the outbox."""
+
+OnOutbox = Callable[[list[Outgoing]], None]
+"""Called in the event loop after a commit, with the messages it put into the outbox, in order."""

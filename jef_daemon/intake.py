@@ -1,0 +1,173 @@
+"""Delivery → valid request, duplicate or dead letter. Custody: persist, then acknowledge.
+
+All deliveries that are there are decoded, recorded in one ledger transaction, and acknowledged with one
+frame. A wrong message is recorded too, as a dead letter in the outbox, in that same transaction: so the
+whole batch is dealt with, and nothing in it can stop the rest.
+
+It takes in a bounded backlog per action: beyond it the action's queue is left to other daemons, and no
+delivery waits in our hands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import structlog
+
+from jef_daemon.errors import RequestRefused
+from jef_daemon.lifecycle import Execution
+from jef_daemon.messages import JobRequest, decode_request
+from jef_daemon.ports import Accepted, Arrival, Delivery, Refusal
+from jef_daemon.run.catalogue import Action
+from jef_daemon.tokens import new_token
+
+log = structlog.get_logger()
+
+UNROUTABLE = "unroutable"
+"""The source of requests whose action no queue is bound for."""
+
+
+class Custody(Protocol):
+    """The part of a ledger that intake needs."""
+
+    def accepting(self, messages: list[Arrival | Refusal]) -> asyncio.Future[list[Accepted]]:
+        """`accept` of `ports.Ledger`, put in at once."""
+        ...
+
+
+class Acknowledger(Protocol):
+    """The part of a bus that intake needs."""
+
+    async def acknowledge(self, deliveries: list[Delivery]) -> None:
+        """See `ports.Bus`."""
+        ...
+
+
+class Intake:
+    """Takes deliveries into custody.
+
+    Args:
+        ledger: where they are recorded.
+        bus: where they are acknowledged.
+        actions: those served, by name.
+        max_body_bytes: longest request.
+        on_recorded: called as soon as a batch is on its way into the ledger, so that free slots can claim
+            from it within the same transaction.
+        on_arrived: told how many new jobs of an action were queued.
+    """
+
+    def __init__(
+        self,
+        ledger: Custody,
+        bus: Acknowledger,
+        actions: Mapping[str, Action],
+        max_body_bytes: int,
+        on_recorded: Callable[[], None],
+        on_arrived: Callable[[str, int], None],
+    ) -> None:
+        self._ledger = ledger
+        self._bus = bus
+        self._actions = actions
+        self._max_body_bytes = max_body_bytes
+        self._on_recorded = on_recorded
+        self._on_arrived = on_arrived
+        self._inbox: list[Delivery] = []
+        self._arrived = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def deliver(self, delivery: Delivery) -> None:
+        """Take a delivery; called by the bus for each, in order."""
+        self._inbox.append(delivery)
+        self._idle.clear()
+        self._arrived.set()
+
+    async def run(self) -> None:
+        """Record and acknowledge, batch after batch, until cancelled."""
+        while True:
+            await self._arrived.wait()
+            self._arrived.clear()
+            batch, self._inbox = self._inbox, []
+            await self._take(batch)
+            if not self._inbox:
+                self._idle.set()
+
+    async def finish(self) -> None:
+        """Wait until everything delivered is recorded and acknowledged."""
+        await self._idle.wait()
+
+    async def _take(self, batch: list[Delivery]) -> None:
+        messages = [self._read(delivery) for delivery in batch]
+        recording = self._ledger.accepting(messages)
+        self._on_recorded()
+        words = await recording
+        await self._bus.acknowledge(batch)
+        queued: Counter[str] = Counter()
+        for message, word in zip(messages, words, strict=True):
+            if isinstance(message, Arrival) and word in {Accepted.NEW, Accepted.TAKEN_AGAIN}:
+                queued[message.execution.action] += 1
+            elif isinstance(message, Refusal):
+                _tell_refused(message)
+        for action, count in queued.items():
+            self._on_arrived(action, count)
+
+    def _read(self, delivery: Delivery) -> Arrival | Refusal:
+        try:
+            request = decode_request(delivery.body, self._max_body_bytes)
+            action = self._action(delivery, request)
+        except RequestRefused as error:
+            return Refusal(error, delivery, delivery.routing_key or delivery.source)
+        return Arrival(_execution(request, delivery, action), delivery.body.decode())
+
+    def _action(self, delivery: Delivery, request: JobRequest) -> Action:
+        # What could not be routed when it was published may be served by now.
+        name = delivery.routing_key if delivery.source == UNROUTABLE else delivery.source
+        action = self._actions.get(name)
+        if action is None:
+            detail = f"no queue is bound for the action {name!r}: no daemon has served it yet"
+            raise RequestRefused("unroutable", detail, request.execution_id)
+        return action
+
+
+def _execution(request: JobRequest, delivery: Delivery, action: Action) -> Execution:
+    timeouts = request.timeouts
+    limit = timeouts.execution if timeouts.execution is not None else action.execution_timeout_s
+    return Execution(
+        execution_id=request.execution_id,
+        action=action.name,
+        workflow_id=request.workflow_id,
+        attempt=_count(delivery, "x-jef-attempt", 1),
+        sequence=_count(delivery, "x-jef-sequence", 0),
+        priority=request.priority,
+        not_before=request.not_before.timestamp() if request.not_before else None,
+        token=new_token(),
+        wants_locks=bool(request.locks),
+        update_timeout_s=timeouts.update,
+        execution_timeout_s=limit,
+        traceparent=_text(delivery.headers.get("traceparent")),
+        reply_to=delivery.reply_to,
+        correlation_id=delivery.correlation_id,
+    )
+
+
+def _count(delivery: Delivery, header: str, least: int) -> int:
+    """A number that a daemon which handed the job back counted up to."""
+    value = delivery.headers.get(header)
+    return max(least, value) if isinstance(value, int) else least
+
+
+def _text(value: object) -> str | None:
+    return value.decode("ascii", "replace") if isinstance(value, bytes) else value if isinstance(value, str) else None
+
+
+def _tell_refused(refusal: Refusal) -> None:
+    log.warning(
+        "request_refused",
+        reason=refusal.error.code,
+        detail=refusal.error.detail,
+        execution_id=refusal.error.execution_id,
+        action=refusal.action,
+    )

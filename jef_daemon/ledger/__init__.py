@@ -1,0 +1,18 @@
+"""The ledger: executions, their append-only history and the outbox, in one transaction.
+
+    schema        the tables; migrations/ brings older ledgers to them
+    opening       engine, ownership, version, what errors mean
+    writer        group commit: one transaction for all that is ready
+    transaction   what happens inside it
+    rows          between rows and values
+    reading       looking, for people
+    ledger        the port's implementation for the daemon
+
+The only package that imports the database library. SQLite is the embedded default; the queries are
+SQLAlchemy Core, so that PostgreSQL finds its place here.
+"""
+
+from jef_daemon.ledger.ledger import SqlLedger
+from jef_daemon.ledger.reading import Entry, Filter, Page, Reader
+
+__all__ = ["Entry", "Filter", "Page", "Reader", "SqlLedger"]

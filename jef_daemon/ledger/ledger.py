@@ -1,0 +1,194 @@
+"""The ledger as the daemon's stages see it (`ports.Ledger`): every method returns once it is on disk."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, Self, cast
+
+from sqlalchemy import Engine, select
+
+from jef_daemon.errors import LedgerUnavailable
+from jef_daemon.ledger import rows, schema
+from jef_daemon.ledger.opening import Ownership, migrate, open_engine, parse
+from jef_daemon.ledger.transaction import MayRunAgain, Transaction
+from jef_daemon.ledger.writer import Writer
+from jef_daemon.lifecycle import Event
+from jef_daemon.names import Names
+from jef_daemon.ports import (
+    Accepted,
+    Applied,
+    Arrival,
+    Capacity,
+    Claimed,
+    Clock,
+    OnOutbox,
+    Outgoing,
+    Refusal,
+    SystemClock,
+)
+
+
+class SqlLedger:
+    """A ledger in an SQL database, owned by this daemon.
+
+    Use as an async context manager, or `open` and `close`.
+
+    Args:
+        ledger_url: `sqlite:////absolute/path`.
+        names: exchanges to tell things to.
+        clock: for records.
+        tracebacks: whether FAILED notifications carry the stack trace.
+
+    Raises:
+        LedgerInUse, LedgerTooNew, LedgerUnavailable: from `open`.
+    """
+
+    def __init__(
+        self,
+        ledger_url: str,
+        names: Names | None = None,
+        clock: Clock | None = None,
+        *,
+        tracebacks: bool = True,
+    ) -> None:
+        self._url = parse(ledger_url)
+        self._names = names or Names()
+        self._clock = clock or SystemClock()
+        self._tracebacks = tracebacks
+        self._engine: Engine | None = None
+        self._looking: Engine | None = None
+        self._ownership: Ownership | None = None
+        self._writer: Writer | None = None
+
+    async def open(self) -> None:
+        """Take the ledger into our hands and bring it to the newest version."""
+        await asyncio.to_thread(self._open)
+        self._writer = Writer(self._open_engine, self._names, self._clock, tracebacks=self._tracebacks)
+        await asyncio.to_thread(self._writer.start)
+
+    async def close(self) -> None:
+        """Write what is waiting, then let go of the ledger."""
+        if self._writer is not None:
+            await self._writer.close()
+        self._dispose()
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def on_outbox(self, told: OnOutbox) -> None:
+        """Have the messages of each commit handed over, in order."""
+        self._running.on_outbox = told
+
+    @property
+    def stalled(self) -> LedgerUnavailable | None:
+        """Why the ledger takes no writes now; None while it does."""
+        return self._running.stalled
+
+    # --- the port ----------------------------------------------------------------------------------------
+
+    async def accept(self, messages: Sequence[Arrival | Refusal]) -> list[Accepted]:
+        """See `ports.Ledger`."""
+        return await self.accepting(messages)
+
+    def accepting(self, messages: Sequence[Arrival | Refusal]) -> asyncio.Future[list[Accepted]]:
+        """`accept`, put in at once."""
+        return self._running.submit("accept", messages)
+
+    async def claim(self, capacity: Capacity) -> list[Claimed]:
+        """See `ports.Ledger`."""
+        return await self.claiming(capacity)
+
+    def claiming(self, capacity: Capacity) -> asyncio.Future[list[Claimed]]:
+        """`claim`, put in at once: what was put in just before shares its transaction."""
+        return self._running.submit("claim", capacity)
+
+    async def apply(self, execution_id: str, attempt: int | None, events: Sequence[Event]) -> list[Applied]:
+        """See `ports.Ledger`."""
+        return await self.applying(execution_id, attempt, events)
+
+    def applying(
+        self, execution_id: str, attempt: int | None, events: Sequence[Event]
+    ) -> asyncio.Future[list[Applied]]:
+        """`apply`, put in at once: calls take effect in the order in which they were made."""
+        return self._running.submit("apply", (execution_id, attempt, events))
+
+    async def confirm(self, ids: Sequence[int]) -> None:
+        """See `ports.Ledger`."""
+        await self._running.submit("confirm", ids)
+
+    async def queued(self) -> dict[str, int]:
+        """See `ports.Ledger`."""
+        return cast("dict[str, int]", await self._other(Transaction.queued))
+
+    async def outbox(self, after: int, limit: int) -> list[Outgoing]:
+        """See `ports.Ledger`."""
+        return await asyncio.to_thread(self._read_outbox, after, limit)
+
+    # --- start and end of a daemon, keeping house --------------------------------------------------------
+
+    async def interrupt(self, may_run_again: MayRunAgain, why: str) -> int:
+        """Settle executions that were RUNNING when their daemon went; returns how many."""
+        return await self._repeat(lambda transaction: transaction.interrupt(may_run_again, why))
+
+    async def hand_back(self) -> int:
+        """Give every unstarted job back to RabbitMQ; returns how many."""
+        return await self._repeat(Transaction.hand_back)
+
+    async def purge(self, before: float, step: int) -> int:
+        """Delete what finished before an instant, in small steps; returns how many executions."""
+        return await self._repeat(lambda transaction: transaction.purge(before, step))
+
+    # --- inside ------------------------------------------------------------------------------------------
+
+    async def _repeat(self, step: Callable[[Transaction], int]) -> int:
+        total = 0
+        while settled := await self._other(step):
+            total += settled
+        return total
+
+    def _other(self, call: Callable[[Transaction], Any]) -> asyncio.Future[Any]:
+        return self._running.submit("other", call)
+
+    def _open(self) -> None:
+        self._engine = open_engine(self._url.render_as_string(hide_password=False))
+        try:
+            self._ownership = Ownership(self._url)
+            migrate(self._engine)
+            # Looking never takes SQLite's write lock, so it does not make the writer wait.
+            self._looking = open_engine(self._url.render_as_string(hide_password=False), read_only=True)
+        except BaseException:
+            self._dispose()
+            raise
+
+    def _dispose(self) -> None:
+        for engine in (self._engine, self._looking):
+            if engine is not None:
+                engine.dispose()
+        if self._ownership is not None:
+            self._ownership.release()
+
+    def _read_outbox(self, after: int, limit: int) -> list[Outgoing]:
+        wanted = (
+            select(schema.outbox).where(schema.outbox.c.id > after).order_by(schema.outbox.c.id).limit(limit)
+        )
+        if self._looking is None:
+            raise RuntimeError("the ledger is not open")
+        with self._looking.connect() as connection:
+            return [rows.outgoing_of(row) for row in connection.execute(wanted)]
+
+    @property
+    def _running(self) -> Writer:
+        if self._writer is None:
+            raise RuntimeError("the ledger is not open")
+        return self._writer
+
+    @property
+    def _open_engine(self) -> Engine:
+        if self._engine is None:
+            raise RuntimeError("the ledger is not open")
+        return self._engine

@@ -1,0 +1,158 @@
+"""Looking into a ledger without disturbing it: one execution, many, a history. For people and programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine, func, select
+from sqlalchemy.exc import DBAPIError
+
+from jef_daemon.errors import LedgerUnavailable, NotFound
+from jef_daemon.ledger import rows, schema
+from jef_daemon.ledger.opening import explain, open_engine, version
+from jef_daemon.lifecycle import Execution, Status
+
+_EX = schema.executions.c
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which executions; an empty field does not filter."""
+
+    statuses: Sequence[Status] = ()
+    action: str | None = None
+    workflow_id: str | None = None
+    since: float | None = None
+    """Queued at this instant or later, UTC seconds since the epoch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Executions, newest first, and where the next page begins (None: this was the last)."""
+
+    executions: list[Execution]
+    next_before: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of a history."""
+
+    at: float
+    attempt: int
+    sequence: int
+    before: str
+    status: str
+    event: str
+    actor: str
+    reason: str
+    detail: dict[str, Any] = field(default_factory=dict)
+
+
+class Reader:
+    """Reads a ledger, also while a daemon writes it.
+
+    Raises:
+        LedgerUnavailable: there is none, or it cannot be read.
+    """
+
+    def __init__(self, ledger_url: str) -> None:
+        self._engine: Engine = open_engine(ledger_url, read_only=True)
+        database = self._engine.url.database or ""
+        if not Path(database).exists():
+            raise LedgerUnavailable(
+                f"there is no ledger at {database}; start a daemon, or set JEF_LEDGER_URL to its ledger"
+            )
+        try:
+            if version(self._engine) is None:
+                raise LedgerUnavailable(f"{database} is empty; start a daemon on it first")
+        except DBAPIError as error:
+            raise LedgerUnavailable(explain(error, self._engine.url)) from None
+
+    def find(self, identifier: str) -> Execution:
+        """The execution with this id, or the newest whose executor calls it so elsewhere.
+
+        Raises:
+            NotFound: neither is known.
+        """
+        with self._engine.connect() as connection:
+            for column in (_EX.execution_id, _EX.external_id):
+                row = connection.execute(
+                    select(*rows.COLUMNS).where(column == identifier).order_by(_EX.number.desc()).limit(1)
+                ).first()
+                if row is not None:
+                    return rows.execution_of(row)
+        raise NotFound(f"no execution {identifier} is in this ledger; `jef list` shows which are")
+
+    def page(self, wanted: Filter, most: int = 50, before: int | None = None) -> Page:
+        """A page of executions, newest first.
+
+        Args:
+            wanted: which.
+            most: how many, at least 1.
+            before: the previous page's `next_before`.
+        """
+        query = select(*rows.COLUMNS, _EX.number).order_by(_EX.number.desc()).limit(most + 1)
+        if wanted.statuses:
+            query = query.where(_EX.status.in_([status.value for status in wanted.statuses]))
+        if wanted.action:
+            query = query.where(_EX.action == wanted.action)
+        if wanted.workflow_id:
+            query = query.where(_EX.workflow_id == wanted.workflow_id)
+        if wanted.since is not None:
+            query = query.where(_EX.queued_at >= wanted.since)
+        if before is not None:
+            query = query.where(_EX.number < before)
+        with self._engine.connect() as connection:
+            found = connection.execute(query).all()
+        page = found[:most]
+        return Page([rows.execution_of(row) for row in page], page[-1].number if len(found) > most else None)
+
+    def count(self) -> dict[str, int]:
+        """Executions by status."""
+        with self._engine.connect() as connection:
+            found = connection.execute(select(_EX.status, func.count()).group_by(_EX.status))
+            return {row[0]: row[1] for row in found}
+
+    def history(self, execution_id: str) -> list[Entry]:
+        """What happened to an execution, in order."""
+        table = schema.history.c
+        wanted = select(schema.history).where(table.execution_id == execution_id).order_by(table.number)
+        with self._engine.connect() as connection:
+            return [_entry(row) for row in connection.execute(wanted)]
+
+    def request(self, execution_id: str) -> dict[str, Any]:
+        """The request as it came, unknown keys included."""
+        return self._document(schema.requests.c.body, execution_id)
+
+    def outcome(self, execution_id: str) -> dict[str, Any]:
+        """The final notification; empty while there is none."""
+        return self._document(schema.outcomes.c.notification, execution_id)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._engine.dispose()
+
+    def _document(self, column: Any, execution_id: str) -> dict[str, Any]:
+        with self._engine.connect() as connection:
+            found = connection.scalar(select(column).where(column.table.c.execution_id == execution_id))
+        document: dict[str, Any] = json.loads(found) if found is not None else {}
+        return document
+
+
+def _entry(row: Any) -> Entry:
+    return Entry(
+        row.at,
+        row.attempt,
+        row.sequence,
+        row.before,
+        row.status,
+        row.event,
+        row.actor,
+        row.reason,
+        json.loads(row.detail) if row.detail else {},
+    )

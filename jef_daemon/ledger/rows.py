@@ -1,0 +1,126 @@
+"""Between rows and values: executions, history entries, outbox messages."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic_core import to_json
+
+from jef_daemon.ledger import schema
+from jef_daemon.lifecycle import (
+    Completed,
+    Event,
+    Execution,
+    Failed,
+    LockAwaited,
+    Progressed,
+    Status,
+    Transition,
+)
+from jef_daemon.ports import Outgoing
+
+FIELDS = tuple(field.name for field in dataclasses.fields(Execution))
+COLUMNS = tuple(schema.executions.c[name] for name in FIELDS)
+_STATUS_AT = FIELDS.index("status")
+
+FIXED = frozenset(
+    {"execution_id", "action", "workflow_id", "priority", "traceparent", "reply_to", "correlation_id"}
+    | {"wants_locks", "update_timeout_s", "execution_timeout_s"}
+)
+"""Fields that the request sets once and no event changes."""
+
+Row = dict[str, Any]
+
+
+def execution_of(row: Sequence[Any]) -> Execution:
+    """The execution whose `COLUMNS` a row begins with."""
+    values = list(row[: len(FIELDS)])
+    values[_STATUS_AT] = Status(values[_STATUS_AT])
+    return Execution(*values)
+
+
+def row_of(execution: Execution) -> Row:
+    """The columns of a new execution."""
+    return {name: getattr(execution, name) for name in FIELDS}
+
+
+def changes_of(execution: Execution) -> Row:
+    """The columns that events change, keyed as `update` statements here bind them."""
+    changed = {name: getattr(execution, name) for name in FIELDS if name not in FIXED}
+    changed["key"] = execution.execution_id
+    return changed
+
+
+def entry_of(transition: Transition) -> Row | None:
+    """The history entry of a transition; progress is no history."""
+    event = transition.event
+    if isinstance(event, Progressed) and not transition.late:
+        return None
+    execution = transition.execution
+    return {
+        "execution_id": execution.execution_id,
+        "at": transition.at,
+        "attempt": execution.attempt,
+        "sequence": execution.sequence,
+        "before": transition.before.value,
+        "status": execution.status.value,
+        "event": type(event).__name__,
+        "actor": event.actor,
+        "reason": event.reason,
+        "detail": _detail(event),
+    }
+
+
+def refusal_entry(execution: Execution, event: Event, why: str, at: float) -> Row:
+    """The history entry of an event that the life cycle did not allow."""
+    return {
+        "execution_id": execution.execution_id,
+        "at": at,
+        "attempt": execution.attempt,
+        "sequence": execution.sequence,
+        "before": execution.place.value,
+        "status": execution.status.value,
+        "event": f"{type(event).__name__} refused",
+        "actor": event.actor,
+        "reason": why,
+        "detail": _detail(event),
+    }
+
+
+def outgoing_of(row: Any) -> Outgoing:
+    """A message of the outbox."""
+    headers = json.loads(row.headers) if row.headers else None
+    return Outgoing(
+        row.id, row.exchange, row.routing_key, row.body, headers, row.correlation_id, row.reply_to
+    )
+
+
+def outbox_row(message: Outgoing) -> Row:
+    """The row of a message."""
+    return {
+        "id": message.id,
+        "exchange": message.exchange,
+        "routing_key": message.routing_key,
+        "body": message.body,
+        "headers": json.dumps(message.headers) if message.headers else None,
+        "correlation_id": message.correlation_id,
+        "reply_to": message.reply_to,
+    }
+
+
+def _detail(event: Event) -> str | None:
+    if isinstance(event, Failed):
+        error = {"type": event.error_type, "message": event.error_message, "traceback": event.traceback}
+        return _json({"error": error})
+    if isinstance(event, Completed) and event.result:
+        return _json({"result": event.result})
+    if isinstance(event, LockAwaited):
+        return _json({"waitingFor": dict(event.waiting_for)})
+    return None
+
+
+def _json(value: dict[str, Any]) -> str:
+    return to_json(value).decode()

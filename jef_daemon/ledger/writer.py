@@ -1,0 +1,197 @@
+"""Group commit: one thread, one transaction for all that is ready, one fsync.
+
+Callers in the event loop put operations into the writer and await their results. The thread takes whatever
+is there, never waits for more, and runs it in one transaction, kinds in this order: accept, apply, claim,
+confirm, anything else. So a request that meets a free slot is QUEUED and RUNNING with a single fsync.
+
+If an operation is at fault, the batch is rolled back and each operation runs alone, so that only the
+culprit fails. If the ledger is at fault (disk full, locked, read-only), the batch is tried again until it
+goes through: callers wait, nothing is lost, the log says so once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from sqlalchemy import Engine, func, select
+from sqlalchemy.exc import DBAPIError, OperationalError
+
+from jef_daemon.errors import LedgerUnavailable
+from jef_daemon.ledger import schema
+from jef_daemon.ledger.opening import explain
+from jef_daemon.ledger.transaction import Transaction
+from jef_daemon.names import Names
+from jef_daemon.ports import Clock, OnOutbox, Outgoing
+
+log = structlog.get_logger()
+
+_RETRY_FIRST_S = 0.2
+_RETRY_MOST_S = 5.0
+_KINDS = ("accept", "apply", "claim", "confirm", "other")
+"""Order within a transaction."""
+
+
+@dataclass(slots=True)
+class Operation:
+    """One caller's wish. `argument` is merged with others of its kind where the kind allows."""
+
+    kind: str
+    argument: Any
+    done: asyncio.Future[Any] | None
+
+
+class Writer:
+    """The only writer of a ledger in this process.
+
+    Args:
+        engine: SQLAlchemy engine; its connection is used by the writer's thread only.
+        names: exchanges to tell things to.
+        clock: for records.
+        tracebacks: whether FAILED notifications carry the stack trace.
+    """
+
+    def __init__(self, engine: Engine, names: Names, clock: Clock, *, tracebacks: bool) -> None:
+        self._engine = engine
+        self._names = names
+        self._clock = clock
+        self._tracebacks = tracebacks
+        self._loop = asyncio.get_running_loop()
+        self._waiting: deque[Operation] = deque()
+        self._wake = threading.Event()
+        self._closing = threading.Event()
+        self._next_id = 1
+        self._thread = threading.Thread(target=self._run, name="ledger-writer", daemon=True)
+        self.on_outbox: OnOutbox | None = None
+        self.stalled: LedgerUnavailable | None = None
+        """Set while the ledger takes no writes."""
+        self.transactions = 0
+        self.operations = 0
+
+    def start(self) -> None:
+        """Begin to write."""
+        with self._engine.connect() as connection:
+            last = connection.scalar(select(func.max(schema.outbox.c.id)))
+        self._next_id = (last or 0) + 1
+        self._thread.start()
+
+    def submit(self, kind: str, argument: Any) -> asyncio.Future[Any]:
+        """Put an operation in; the result comes when it is on disk."""
+        done = self._loop.create_future()
+        self._waiting.append(Operation(kind, argument, done))
+        self._wake.set()
+        return done
+
+    async def close(self) -> None:
+        """Write what is waiting, then end the thread. A stalled ledger is not waited for."""
+        self._closing.set()
+        self._wake.set()
+        await asyncio.to_thread(self._thread.join)
+
+    # --- on the writer's thread --------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            self._wake.wait()
+            self._wake.clear()
+            batch = []
+            while self._waiting:
+                batch.append(self._waiting.popleft())
+            if batch:
+                self._commit(batch)
+            elif self._closing.is_set():
+                return
+            if self._closing.is_set():
+                self._wake.set()
+
+    def _commit(self, batch: list[Operation]) -> None:
+        pause = _RETRY_FIRST_S
+        while True:
+            try:
+                results, outbox = self._attempt(batch)
+            except OperationalError as error:
+                self._stall(error)
+                if self._closing.wait(pause):
+                    return self._report(batch, [self.stalled] * len(batch), [])
+                pause = min(pause * 2, _RETRY_MOST_S)
+            except Exception as error:  # noqa: BLE001  one operation is at fault: find it, spare the others
+                if len(batch) == 1:
+                    return self._report(batch, [error], [])
+                for operation in batch:
+                    self._commit([operation])
+                return None
+            else:
+                self._recover()
+                return self._report(batch, results, outbox)
+
+    def _attempt(self, batch: Sequence[Operation]) -> tuple[list[Any], list[Outgoing]]:
+        with self._engine.begin() as connection:
+            transaction = Transaction(
+                connection, self._names, self._clock.now(), self._next_id, tracebacks=self._tracebacks
+            )
+            by_id: dict[int, Any] = {}
+            for kind in _KINDS:
+                chosen = [operation for operation in batch if operation.kind == kind]
+                if chosen:
+                    answers = _RUN[kind](transaction, [operation.argument for operation in chosen])
+                    by_id |= {id(operation): answer for operation, answer in zip(chosen, answers, strict=True)}
+            transaction.finish()
+        # Only a committed transaction uses up its numbers.
+        self._next_id = transaction.next_id
+        self.transactions += 1
+        self.operations += len(batch)
+        return [by_id[id(operation)] for operation in batch], transaction.outbox
+
+    def _report(self, batch: Sequence[Operation], results: Sequence[Any], outbox: list[Outgoing]) -> None:
+        self._loop.call_soon_threadsafe(self._deliver, batch, results, outbox)
+
+    def _stall(self, error: DBAPIError) -> None:
+        if self.stalled is None:
+            self.stalled = LedgerUnavailable(explain(error, self._engine.url))
+            log.error("ledger_unavailable", detail=str(self.stalled), consequence="waiting; nothing is lost")
+
+    def _recover(self) -> None:
+        if self.stalled is not None:
+            self.stalled = None
+            log.info("ledger_available")
+
+    # --- in the event loop -------------------------------------------------------------------------------
+
+    def _deliver(self, batch: Sequence[Operation], results: Sequence[Any], outbox: list[Outgoing]) -> None:
+        if outbox and self.on_outbox:
+            self.on_outbox(outbox)
+        for operation, result in zip(batch, results, strict=True):
+            if operation.done is None or operation.done.done():
+                continue
+            if isinstance(result, BaseException):
+                operation.done.set_exception(result)
+            else:
+                operation.done.set_result(result)
+
+
+def _accept(transaction: Transaction, arguments: list[Any]) -> list[Any]:
+    words = transaction.accept([arrival for arrivals in arguments for arrival in arrivals])
+    answers, start = [], 0
+    for arrivals in arguments:
+        answers.append(words[start : start + len(arrivals)])
+        start += len(arrivals)
+    return answers
+
+
+def _confirm(transaction: Transaction, arguments: list[Any]) -> list[Any]:
+    transaction.confirm(number for ids in arguments for number in ids)
+    return [None] * len(arguments)
+
+
+_RUN: dict[str, Callable[[Transaction, list[Any]], list[Any]]] = {
+    "accept": _accept,
+    "apply": lambda transaction, arguments: transaction.apply(arguments),
+    "claim": lambda transaction, arguments: [transaction.claim(capacity) for capacity in arguments],
+    "confirm": _confirm,
+    "other": lambda transaction, arguments: [call(transaction) for call in arguments],
+}

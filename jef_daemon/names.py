@@ -1,0 +1,66 @@
+"""The names of exchanges and queues, each beginning with the configured prefix. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Every name of the wire protocol for one prefix."""
+
+    prefix: str = "jef"
+
+    @property
+    def jobs(self) -> str:
+        """Topic exchange that takes requests; routing key: the action's name."""
+        return f"{self.prefix}.jobs"
+
+    def job_queue(self, action: str) -> str:
+        """The queue of one action's requests."""
+        return f"{self.prefix}.jobs.{action}"
+
+    @property
+    def unroutable(self) -> str:
+        """Alternate exchange of `jobs` and its queue: requests whose action nobody knows."""
+        return f"{self.prefix}.unroutable"
+
+    @property
+    def status(self) -> str:
+        """Topic exchange of status notifications."""
+        return f"{self.prefix}.status"
+
+    @property
+    def dead(self) -> str:
+        """Fanout exchange of dead letters."""
+        return f"{self.prefix}.dead"
+
+    @property
+    def dead_letters(self) -> str:
+        """The queue that keeps dead letters for operators."""
+        return f"{self.prefix}.dead-letters"
+
+    @property
+    def updates(self) -> str:
+        """Queue of async jobs' updates."""
+        return f"{self.prefix}.updates"
+
+    @property
+    def control(self) -> str:
+        """Queue of commands."""
+        return f"{self.prefix}.control"
+
+    @property
+    def locks(self) -> str:
+        """Queue of the lock service."""
+        return f"{self.prefix}.locks"
+
+    @property
+    def workflows(self) -> str:
+        """Queue of workflow requests."""
+        return f"{self.prefix}.workflows"
+
+    @property
+    def workflow_status(self) -> str:
+        """Topic exchange of workflow notifications."""
+        return f"{self.prefix}.workflow-status"

@@ -1,0 +1,16 @@
+"""RabbitMQ: the topology in one table, a session that comes back by itself, publishing many at once.
+
+    topology    every exchange, queue and binding
+    frames      messages as bytes
+    publisher   many publishes in one write, their confirms
+    session     one connection: topology, consumers, publisher
+    refusals    what the broker's errors mean, in a sentence
+    bus         session after session; the port's implementation
+
+The only package that imports aio_pika and aiormq.
+"""
+
+from jef_daemon.rabbitmq.bus import RabbitBus
+from jef_daemon.rabbitmq.topology import Topology
+
+__all__ = ["RabbitBus", "Topology"]

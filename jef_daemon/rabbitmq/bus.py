@@ -1,0 +1,203 @@
+"""The bus: session after session, so that after a broker's restart everything comes back by itself.
+
+One place decides when to give up, when to wait and what is said about it: a line for each change of state,
+not for each try.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Sequence
+
+import structlog
+import tenacity
+
+from jef_daemon.config import masked
+from jef_daemon.errors import BrokerError
+from jef_daemon.names import Names
+from jef_daemon.ports import Delivery, Outgoing
+from jef_daemon.rabbitmq.refusals import meaning, reason
+from jef_daemon.rabbitmq.session import OnDelivery, Session, connect, queues_of
+from jef_daemon.rabbitmq.topology import UNROUTABLE, Topology
+from jef_daemon.settings import Bus as BusSettings
+
+log = structlog.get_logger()
+
+_CONNECT_TIMEOUT_S = 15.0
+_FIRST_PAUSE_S = 0.2
+
+
+class RabbitBus:
+    """Messages in and out of RabbitMQ (`ports.Bus`).
+
+    Guarantees: consumers, topology and unconfirmed publishes (by their sender) come back after any loss of
+    the connection; a wrong password, virtual host, permission or topology at the first connection ends
+    `run` with a `BrokerError`, later ones are waited out.
+
+    Args:
+        url: the broker's.
+        names: of exchanges and queues.
+        actions: whose queues are declared; consumed are those that `resume` names.
+        settings: flow control.
+        on_delivery: called in the event loop for each delivery, in order.
+        name: how the broker's lists call this connection.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        names: Names,
+        actions: Sequence[str],
+        settings: BusSettings,
+        on_delivery: OnDelivery,
+        name: str = "jef",
+    ) -> None:
+        self._url = url
+        self._where = masked(url)
+        self._topology = Topology.of(names, actions, settings.queue_type)
+        self._queues = queues_of(names, [*actions, UNROUTABLE], UNROUTABLE)
+        self._settings = settings
+        self._on_delivery = on_delivery
+        self._name = name
+        self._wanted: set[str] = set()
+        self._session: Session | None = None
+        self._connected = asyncio.Event()
+        self._changing = asyncio.Lock()
+        self._has_been_connected = False
+        self.reconnects = 0
+
+    @property
+    def connected(self) -> asyncio.Event:
+        """Set while messages can be sent."""
+        return self._connected
+
+    async def run(self) -> None:
+        """Hold a session, and the next, until cancelled.
+
+        Raises:
+            BrokerError: the first connection was refused for good, or the broker stayed away too long.
+        """
+        while True:
+            session = await self._connect()
+            self._session = session
+            self._has_been_connected = True
+            self._connected.set()
+            log.info("broker_connected", broker=self._where, session=session.number)
+            try:
+                for source in self._queues:  # what was paused or resumed while the session was set up
+                    await self._change(source)
+                error = await session.wait_broken()
+            finally:
+                self._connected.clear()
+            self._session = None
+            self.reconnects += 1
+            log.warning("broker_lost", broker=self._where, reason=reason(error) if error else "closed")
+            await session.discard()
+
+    async def _connect(self) -> Session:
+        settings = self._settings
+        told = ""
+
+        def tell(state: tenacity.RetryCallState) -> None:
+            nonlocal told
+            error = state.outcome.exception() if state.outcome else None
+            said = reason(error) if error else ""
+            if said != told:
+                log.warning("broker_unreachable", broker=self._where, reason=said, consequence="trying again")
+                told = said
+
+        try:
+            async for attempt in tenacity.AsyncRetrying(
+                retry=tenacity.retry_if_exception(self._can_be_waited_out),
+                wait=tenacity.wait_random_exponential(_FIRST_PAUSE_S, max=settings.reconnect_max_s),
+                stop=tenacity.stop_after_delay(settings.connect_for_s) if settings.connect_for_s else tenacity.stop_never,
+                before_sleep=tell,
+                reraise=True,
+            ):
+                with attempt:
+                    return await self._open_session()
+        except BrokerError:
+            raise
+        except Exception as error:  # noqa: BLE001  whatever the network raised, the operator's patience is over
+            raise BrokerError(
+                f"no broker answers at {self._where} within {settings.connect_for_s:g} s ({reason(error)}); "
+                "start RabbitMQ or set JEF_AMQP_URL"
+            ) from None
+        raise AssertionError("tenacity returned without an attempt")
+
+    async def _open_session(self) -> Session:
+        session = None
+        try:
+            connection = await connect(self._url, self._settings, self._name, _CONNECT_TIMEOUT_S)
+            session = Session(connection, self._settings, self._on_delivery)
+            await session.set_up(self._topology)
+            for source in sorted(self._wanted):
+                await session.consume(source, self._queues[source])
+        except Exception as error:
+            if session is not None:
+                await session.discard()
+            raise meaning(error, self._where) or error from None
+        return session
+
+    def _can_be_waited_out(self, error: BaseException) -> bool:
+        if isinstance(error, BrokerError):
+            return self._has_been_connected
+        return isinstance(error, Exception)
+
+    # --- the port ----------------------------------------------------------------------------------------
+
+    async def publish(self, messages: Sequence[Outgoing]) -> Awaitable[None]:
+        """See `ports.Bus`."""
+        await self._connected.wait()
+        session = self._session
+        if session is None or session.is_broken:
+            raise ConnectionError("the connection to the broker was lost")
+        return await session.publisher.publish(messages)
+
+    async def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
+        """See `ports.Bus`."""
+        session = self._session
+        if session is None or session.is_broken:
+            return
+        ours = [delivery.tag for delivery in deliveries if delivery.session == session.number]
+        if ours:
+            try:
+                await session.acknowledge(max(ours))
+            except Exception as error:  # noqa: BLE001  the broker will deliver them again; they are known then
+                log.debug("acknowledgement_lost", reason=reason(error))
+
+    async def pause(self, source: str) -> None:
+        """See `ports.Bus`."""
+        self._wanted.discard(source)
+        await self._change(source)
+
+    async def resume(self, source: str) -> None:
+        """See `ports.Bus`."""
+        self._wanted.add(source)
+        await self._change(source)
+
+    async def stop(self) -> None:
+        """End the session in good order; `run` is to be cancelled first."""
+        self._wanted.clear()
+        session, self._session = self._session, None
+        if session is not None and not session.is_broken:
+            await session.stop()
+
+    async def stop_consuming(self) -> None:
+        """Let no more deliveries come, from any source."""
+        for source in list(self._wanted):
+            await self.pause(source)
+
+    async def _change(self, source: str) -> None:
+        async with self._changing:
+            session = self._session
+            if session is None or session.is_broken:
+                return
+            try:
+                if source in self._wanted:
+                    await session.consume(source, self._queues[source])
+                else:
+                    await session.cancel(source)
+            except Exception as error:  # noqa: BLE001  the session is breaking; the next one does what is wanted
+                log.debug("consumer_change_lost", source=source, reason=reason(error))
+                await session.discard()

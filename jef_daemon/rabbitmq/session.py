@@ -1,0 +1,151 @@
+"""One connection to the broker: topology declared, consumers running, a publisher. It lives until it breaks."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, cast
+
+import aio_pika
+import aiormq
+from aiormq.abc import DeliveredMessage
+from pamqp import commands
+
+from jef_daemon.names import Names
+from jef_daemon.ports import Delivery
+from jef_daemon.rabbitmq.publisher import Publisher
+from jef_daemon.rabbitmq.topology import Topology
+from jef_daemon.settings import Bus as BusSettings
+
+OnDelivery = Callable[[Delivery], None]
+_numbers = itertools.count(1)
+_ACK_LINGER_S = 0.5
+"""On quorum queues, acknowledgements written just before the connection closes are lost."""
+
+
+class Session:
+    """A connection with everything on it.
+
+    Args:
+        connection: open.
+        settings: flow control.
+        on_delivery: called in the event loop for each delivery, in order.
+    """
+
+    def __init__(
+        self, connection: aio_pika.abc.AbstractConnection, settings: BusSettings, on_delivery: OnDelivery
+    ) -> None:
+        self.number = next(_numbers)
+        self._connection = connection
+        self._settings = settings
+        self._on_delivery = on_delivery
+        self._tags: dict[str, str] = {}
+        self._broken: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()
+        self._intake: aiormq.abc.AbstractChannel
+        self.publisher: Publisher
+        connection.close_callbacks.add(lambda _, error: self._break(error))
+
+    async def set_up(self, topology: Topology) -> None:
+        """Declare the topology, open the channels."""
+        declaring = await self._connection.channel()
+        for exchange in topology.exchanges:
+            await declaring.declare_exchange(
+                exchange.name, exchange.type, durable=True, arguments=dict(exchange.arguments) or None
+            )
+        for queue in topology.queues:
+            declared = await declaring.declare_queue(queue.name, durable=True, arguments=dict(queue.arguments))
+            if queue.exchange is not None:
+                await declared.bind(queue.exchange, queue.routing_key)
+        await declaring.close()
+        self._intake = await self._open_channel(confirms=False)
+        await self._intake.basic_qos(prefetch_count=self._settings.prefetch)
+        self.publisher = Publisher(await self._open_channel(confirms=True), self._settings.publish_window)
+
+    async def _open_channel(self, *, confirms: bool) -> aiormq.abc.AbstractChannel:
+        channel = await self._connection.channel(publisher_confirms=confirms)
+        channel.close_callbacks.add(lambda _, error: self._break(error))
+        underlay = await channel.get_underlay_channel()
+        # Without the declared queue, or refused by a newer broker's timeout: start over as a whole.
+        cast("Any", underlay).on_consumer_cancel_callbacks.add(
+            lambda frame: self._break(ConnectionError(f"the broker cancelled consumer {frame.consumer_tag}"))
+        )
+        return underlay
+
+    async def consume(self, source: str, queue: str) -> None:
+        """Let the deliveries of a queue come."""
+        if source in self._tags:
+            return
+        tag = self._tags[source] = f"{source}.{self.number}"
+
+        async def take(message: DeliveredMessage) -> None:
+            self._on_delivery(self._delivery(source, message))
+
+        await self._intake.basic_consume(queue, take, consumer_tag=tag)
+
+    async def cancel(self, source: str) -> None:
+        """Let no more deliveries of a source come; those on their way still arrive."""
+        tag = self._tags.pop(source, None)
+        if tag is not None:
+            await self._intake.basic_cancel(tag)
+
+    async def acknowledge(self, up_to: int) -> None:
+        """Acknowledge every delivery of this session up to a tag."""
+        await self._intake.basic_ack(up_to, multiple=True, wait=False)
+
+    async def stop(self) -> None:
+        """End in good order: no more deliveries, acknowledgements drained, then closed."""
+        for source in list(self._tags):
+            await self.cancel(source)
+        await asyncio.sleep(_ACK_LINGER_S)
+        await self._connection.close()
+
+    async def wait_broken(self) -> BaseException | None:
+        """Wait until it is of no use any more; returns why."""
+        return await asyncio.shield(self._broken)
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether it has ended."""
+        return self._broken.done()
+
+    async def discard(self) -> None:
+        """Let go of a broken one."""
+        self._break(None)
+        await self._connection.close()
+
+    def _break(self, error: BaseException | None) -> None:
+        if not self._broken.done():
+            self._broken.set_result(error)
+        publisher: Publisher | None = getattr(self, "publisher", None)
+        if publisher is not None:
+            publisher.fail("the connection to the broker was lost")
+
+    def _delivery(self, source: str, message: DeliveredMessage) -> Delivery:
+        deliver = cast("commands.Basic.Deliver", message.delivery)
+        properties = message.header.properties
+        return Delivery(
+            source,
+            message.body,
+            cast("int", deliver.delivery_tag),
+            self.number,
+            bool(deliver.redelivered),
+            deliver.routing_key or "",
+            cast("Mapping[str, Any]", properties.headers or {}),
+            properties.reply_to,
+            properties.correlation_id,
+        )
+
+
+async def connect(url: str, settings: BusSettings, name: str, timeout_s: float) -> aio_pika.abc.AbstractConnection:
+    """Open a connection that does not try to heal itself: the bus starts a new session instead."""
+    return await aio_pika.connect(
+        url, timeout=timeout_s, heartbeat=settings.heartbeat_s, client_properties={"connection_name": name}
+    )
+
+
+def queues_of(names: Names, sources: Iterable[str], unroutable: str) -> dict[str, str]:
+    """The queue of each source of deliveries."""
+    return {
+        source: names.unroutable if source == unroutable else names.job_queue(source) for source in sources
+    }

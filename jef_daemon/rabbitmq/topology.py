@@ -1,0 +1,63 @@
+"""Every exchange, queue and binding, as a table. Declaring it is `session`'s part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from jef_daemon.names import Names
+
+UNROUTABLE = "unroutable"
+"""The source of deliveries whose action nobody knows."""
+
+_NEVER = 1_000_000
+"""Delivery limit: RabbitMQ 4 would drop a request that was returned 20 times, 3.10 takes no "unlimited"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """An exchange, durable."""
+
+    name: str
+    type: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A queue, durable, with what it is bound to."""
+
+    name: str
+    arguments: Mapping[str, Any]
+    exchange: str | None = None
+    """Bound to this exchange; None: reached by the default exchange only."""
+    routing_key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """What must exist before anything is consumed or published."""
+
+    exchanges: tuple[Exchange, ...]
+    queues: tuple[Queue, ...]
+
+    @classmethod
+    def of(cls, names: Names, actions: Iterable[str], queue_type: str) -> Self:
+        """The topology for a prefix and the actions that a daemon serves."""
+        kind = {"x-queue-type": queue_type}
+        kept = kind | ({"x-delivery-limit": _NEVER} if queue_type == "quorum" else {})
+        requests = kept | {"x-dead-letter-exchange": names.dead}
+        return cls(
+            exchanges=(
+                Exchange(names.dead, "fanout"),
+                Exchange(names.unroutable, "fanout"),
+                Exchange(names.jobs, "topic", {"alternate-exchange": names.unroutable}),
+                Exchange(names.status, "topic"),
+            ),
+            queues=(
+                Queue(names.dead_letters, kind, names.dead),
+                Queue(names.unroutable, requests, names.unroutable),
+                *(Queue(names.job_queue(action), requests, names.jobs, action) for action in actions),
+            ),
+        )

@@ -1,0 +1,143 @@
+"""Which actions this daemon serves, and how: entry points, `module:Class`, configured commands.
+
+Executors are looked at first by `probe`, in a process of its own: one that does not import, hangs, or ends
+the interpreter makes its own action unserved and nothing else. Requests for it wait in their queue.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from jef_daemon.errors import ExecutorNotLoaded
+from jef_daemon.messages import explain
+from jef_daemon.sdk import ActionExecutor
+from jef_daemon.settings import Action as ActionSettings
+from jef_daemon.settings import Settings
+
+ENTRY_POINTS = "jef_daemon.actions"
+_COMMAND = "jef_daemon.actions.command:Command"
+
+
+@dataclass(frozen=True, slots=True)
+class ActionSpec:
+    """How to make an action's executor, in any process."""
+
+    name: str
+    executor: str
+    """`module:Class`."""
+    settings: str = "{}"
+    """The executor's own settings, as JSON."""
+
+
+@dataclass(slots=True)
+class Action:
+    """An action as this daemon knows it."""
+
+    spec: ActionSpec
+    is_blocking: bool = False
+    concurrency: int | None = None
+    execution_timeout_s: float | None = None
+    may_run_again: bool = False
+    schema: dict[str, Any] = field(default_factory=dict)
+    """JSON Schema of its configuration."""
+    description: str = ""
+    problem: str = ""
+    """Why it is not served; empty: it is."""
+
+    @property
+    def name(self) -> str:
+        """The routing key of its requests."""
+        return self.spec.name
+
+
+class Catalogue:
+    """All actions, served or not."""
+
+    def __init__(self, actions: Mapping[str, Action]) -> None:
+        self.all = dict(actions)
+
+    @property
+    def served(self) -> dict[str, Action]:
+        """Those whose executor works."""
+        return {name: action for name, action in self.all.items() if not action.problem}
+
+
+def specs(settings: Settings) -> dict[str, ActionSpec]:
+    """What the configuration and the installed packages name, by action."""
+    found: dict[str, ActionSpec] = {}
+    for entry in sorted(entry_points(group=ENTRY_POINTS), key=lambda entry: entry.name):
+        found[entry.name] = ActionSpec(entry.name, entry.value)
+    for name, configured in settings.actions.items():
+        if not configured.enabled:
+            found.pop(name, None)
+            continue
+        found[name] = _configured(name, configured, found.get(name))
+    default_root = str(settings.default_root)
+    return {name: _with_root(spec, default_root) for name, spec in found.items()}
+
+
+def _configured(name: str, configured: ActionSettings, installed: ActionSpec | None) -> ActionSpec:
+    own = configured.executor_settings
+    if configured.command is not None:
+        return ActionSpec(name, _COMMAND, json.dumps({**own, "argv": configured.command}))
+    executor = configured.executor or (installed.executor if installed else "")
+    return ActionSpec(name, executor, json.dumps(own))
+
+
+def _with_root(spec: ActionSpec, default_root: str) -> ActionSpec:
+    """Ours that touch files stay within the daemon's own folder unless the operator opens others."""
+    own = json.loads(spec.settings)
+    if spec.executor.startswith("jef_daemon.actions.") and spec.executor != _COMMAND and not own.get("roots"):
+        return ActionSpec(spec.name, spec.executor, json.dumps({**own, "roots": [default_root]}))
+    return spec
+
+
+@functools.lru_cache(maxsize=1024)
+def load(spec: ActionSpec) -> ActionExecutor:
+    """Import and make an executor; once per process.
+
+    Raises:
+        ExecutorNotLoaded: a sentence that names the action, what is wrong and the remedy.
+    """
+    module_name, _, attribute = spec.executor.partition(":")
+    where = f"actions.{spec.name}"
+    if not module_name or not attribute:
+        raise ExecutorNotLoaded(f'{where}: set executor = "module:Class" or command = [...]')
+    try:
+        found = importlib.import_module(module_name)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except ModuleNotFoundError as error:
+        looked = ", ".join(sys.path[:3])
+        raise ExecutorNotLoaded(
+            f"{where}: there is no module {error.name} (looked in {looked}, …); install it or add its folder to python_path"
+        ) from None
+    except AttributeError:
+        raise ExecutorNotLoaded(f"{where}: module {module_name} has no {attribute}") from None
+    except Exception as error:
+        raise ExecutorNotLoaded(
+            f"{where}: importing {module_name} raised {type(error).__name__}: {error}"
+        ) from error
+    if not (inspect.isclass(found) and issubclass(found, ActionExecutor)):
+        raise ExecutorNotLoaded(f"{where}: {spec.executor} is no ActionExecutor and no function with @action")
+    return _make(found, spec, where)
+
+
+def _make(kind: type[ActionExecutor], spec: ActionSpec, where: str) -> ActionExecutor:
+    try:
+        settings: BaseModel = kind.Settings.model_validate_json(spec.settings)
+        return kind(settings)
+    except ValidationError as error:
+        raise ExecutorNotLoaded(f"{where}: {explain(error)}") from None
+    except Exception as error:
+        raise ExecutorNotLoaded(f"{where}: {kind.__name__}() raised {type(error).__name__}: {error}") from error

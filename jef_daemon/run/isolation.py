@@ -1,0 +1,248 @@
+"""A warm pool of processes for executors that block or may crash: each can be killed, none hurts another.
+
+Each seat is a standard `ProcessPoolExecutor` with one worker, so that a crash (segfault, `os._exit`, out of
+memory) breaks only the pool of that one job, and nothing is shared that a killed process could leave
+locked. Processes come from a fork server that has imported the SDK once: a new one costs milliseconds.
+
+Progress comes back as datagrams over a Unix socket: no lock, no thread, and a killed sender harms nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import structlog
+
+from jef_daemon.lifecycle import Event, Failed, Progressed
+from jef_daemon.run.boundary import JobInput, perform_blocking
+from jef_daemon.run.catalogue import ActionSpec, load
+
+log = structlog.get_logger()
+
+_DATAGRAM_BYTES = 8192
+_REPORT_EVERY_S = 0.1
+"""A worker sends at most so often; what it did not send comes back with the outcome."""
+
+Report = Callable[[int | None, str | None], None]
+
+
+class Crashed(Exception):
+    """The process ended without an answer."""
+
+
+class ProcessPool:
+    """Runs blocking executors.
+
+    Args:
+        most: processes at the same time; more jobs than that are not to be given to it.
+        warm: how many are started ahead.
+        kill_grace_s: between SIGTERM and SIGKILL.
+        python_path: folders where executors are looked for too.
+    """
+
+    def __init__(self, most: int, warm: int, kill_grace_s: float, python_path: list[Path]) -> None:
+        self._most = most
+        self._warm = min(warm, most)
+        self._kill_grace_s = kill_grace_s
+        self._python_path = [str(path) for path in python_path]
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload([__name__])
+        self._idle: list[_Seat] = []
+        self._all: set[_Seat] = set()
+        self._reports: dict[str, Report] = {}
+        self._folder = Path(tempfile.mkdtemp(prefix="jef-"))
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.restarts = 0
+
+    async def start(self) -> None:
+        """Listen for progress and warm up."""
+        self._socket.setblocking(False)
+        self._socket.bind(str(self._folder / "progress"))
+        asyncio.get_running_loop().add_reader(self._socket.fileno(), self._receive)
+        for seat in await asyncio.gather(*(self._new_seat() for _ in range(self._warm))):
+            self._idle.append(seat)
+
+    async def perform(self, spec: ActionSpec, job: JobInput, report: Report) -> Event:
+        """Run one job in a process. Cancelling the caller stops the process: SIGTERM, grace, SIGKILL."""
+        key = f"{job.execution_id}#{job.attempt}"
+        self._reports[key] = report
+        seat = await self._take_seat()
+        try:
+            last, outcome = await seat.run(spec, job, key)
+        except Crashed as crash:
+            self.restarts += 1
+            return Failed(actor="daemon", error_type="ExecutorCrashed", error_message=str(crash))
+        except asyncio.CancelledError:
+            await seat.stop(self._kill_grace_s)
+            raise
+        else:
+            if last is not None:
+                report(last.progress, last.message)
+            return outcome
+        finally:
+            self._reports.pop(key, None)
+            self._return_seat(seat)
+
+    async def close(self) -> None:
+        """Kill what still runs."""
+        asyncio.get_running_loop().remove_reader(self._socket.fileno())
+        self._socket.close()
+        for seat in list(self._all):
+            seat.kill()
+        await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
+
+    # --- seats -------------------------------------------------------------------------------------------
+
+    async def _take_seat(self) -> _Seat:
+        while self._idle:
+            seat = self._idle.pop()
+            if seat.is_alive:
+                return seat
+            self._all.discard(seat)
+        return await self._new_seat()
+
+    async def _new_seat(self) -> _Seat:
+        seat = _Seat(self._context, str(self._folder / "progress"), self._python_path)
+        self._all.add(seat)
+        await seat.start()
+        return seat
+
+    def _return_seat(self, seat: _Seat) -> None:
+        if seat.is_alive and len(self._idle) < self._most:
+            self._idle.append(seat)
+        else:
+            self._all.discard(seat)
+            seat.kill()
+
+    def _receive(self) -> None:
+        for _ in range(1000):
+            try:
+                told = json.loads(self._socket.recv(_DATAGRAM_BYTES))
+            except BlockingIOError:
+                return
+            except (OSError, ValueError):
+                continue
+            report = self._reports.get(told["key"])
+            if report is not None:
+                report(told["percent"], told["message"])
+
+
+class _Seat:
+    """One process, one job at a time."""
+
+    def __init__(self, context: Any, address: str, python_path: list[str]) -> None:
+        self._pool = ProcessPoolExecutor(1, context, initializer=_settle_in, initargs=(address, python_path))
+        self._pid = 0
+        self._answer: asyncio.Future[Any] | None = None
+        self.is_alive = True
+
+    async def start(self) -> None:
+        self._pid = await asyncio.wrap_future(self._pool.submit(os.getpid))
+
+    async def run(self, spec: ActionSpec, job: JobInput, key: str) -> tuple[Progressed | None, Event]:
+        try:
+            self._answer = asyncio.wrap_future(self._pool.submit(_work, spec, job, key))
+            # Shielded: a cancelled future would leave the process running and us without its end.
+            answer: tuple[Progressed | None, Event] = await asyncio.shield(self._answer)
+        except BrokenProcessPool:
+            self.is_alive = False
+            raise Crashed("the executor's process ended without an answer (crash, os._exit or out of memory)") from None
+        return answer
+
+    async def stop(self, grace_s: float) -> None:
+        """Ask the job to stop, then make it: the process and all that it started."""
+        answer = self._answer
+        self._signal(signal.SIGTERM)
+        if answer is not None:
+            await asyncio.wait({answer}, timeout=grace_s)
+            if answer.done() and not answer.cancelled():
+                answer.exception()
+        self.kill()
+
+    def kill(self) -> None:
+        self.is_alive = False
+        self._signal(signal.SIGKILL)
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _signal(self, number: int) -> None:
+        if self._pid:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._pid, number)
+
+
+# --- in the process --------------------------------------------------------------------------------------
+
+_out: socket.socket
+_address: str
+_working = False
+
+
+class _Stop(BaseException):
+    """SIGTERM while a job runs: its `finally` blocks get their chance."""
+
+
+def _settle_in(address: str, python_path: list[str]) -> None:
+    global _out, _address
+    # A group of its own: killed together with whatever the job starts, untouched by a terminal's Ctrl-C.
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _on_term)
+    sys.path[:0] = [path for path in python_path if path not in sys.path]
+    _address = address
+    _out = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    _out.setblocking(False)
+
+
+def _on_term(number: int, frame: FrameType | None) -> None:
+    if _working:
+        raise _Stop
+    os._exit(0)
+
+
+def _work(spec: ActionSpec, job: JobInput, key: str) -> tuple[Progressed | None, Event]:
+    global _working
+    report = _Reporter(key)
+    _working = True
+    try:
+        outcome = perform_blocking(load(spec), job, report)
+    finally:
+        _working = False
+    return report.unsent, outcome
+
+
+class _Reporter:
+    """Sends reports to the daemon; never blocks, never fails a job."""
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+        self._next_at = 0.0
+        self.unsent: Progressed | None = None
+
+    def __call__(self, percent: int | None, message: str | None) -> None:
+        self.unsent = Progressed(progress=percent, message=message)
+        now = time.monotonic()
+        if now < self._next_at:
+            return
+        told = json.dumps({"key": self._key, "percent": percent, "message": message and message[:1000]})
+        try:
+            _out.sendto(told.encode(), _address)
+        except OSError:
+            return  # the daemon is slow or gone; the next report or the outcome tells it
+        self.unsent = None
+        self._next_at = now + _REPORT_EVERY_S

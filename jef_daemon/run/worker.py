@@ -1,0 +1,241 @@
+"""ROLE: claims queued jobs when there is a slot, runs them, records what became of them.
+
+It meets the other roles only in the ledger: intake puts jobs there, notify takes what is to be told.
+What it holds in memory is what runs: a job that waits costs nothing here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+
+from jef_daemon.lifecycle import Event, Execution, Failed, Interrupted
+from jef_daemon.messages import JobRequest
+from jef_daemon.ports import Applied, Capacity, Claimed, Ledger
+from jef_daemon.run.boundary import JobInput, perform
+from jef_daemon.run.catalogue import Action, Catalogue, load
+from jef_daemon.run.isolation import ProcessPool
+from jef_daemon.run.progress import Progress
+from jef_daemon.settings import Settings
+from jef_daemon.tokens import new_token
+
+log = structlog.get_logger()
+
+_TICK_S = 1.0
+"""How late a job with `notBefore` may start."""
+
+
+class LedgerFutures(Ledger, Protocol):
+    """A ledger that takes wishes at once, so that several share a transaction."""
+
+    def claiming(self, capacity: Capacity) -> asyncio.Future[list[Claimed]]:
+        """`claim`, put in at once."""
+        ...
+
+    def applying(
+        self, execution_id: str, attempt: int | None, events: list[Event]
+    ) -> asyncio.Future[list[Applied]]:
+        """`apply`, put in at once."""
+        ...
+
+
+class Worker:
+    """Runs jobs.
+
+    Args:
+        ledger: custody.
+        catalogue: the actions served.
+        pool: where blocking executors run.
+        settings: slots, limits, folders.
+        on_claimed: told how many jobs of an action left the queue.
+    """
+
+    def __init__(
+        self,
+        ledger: LedgerFutures,
+        catalogue: Catalogue,
+        pool: ProcessPool,
+        settings: Settings,
+        on_claimed: Callable[[str, int], None],
+    ) -> None:
+        self._ledger = ledger
+        self._actions = catalogue.served
+        self._pool = pool
+        self._settings = settings
+        self._on_claimed = on_claimed
+        self._blocking = frozenset(name for name, action in self._actions.items() if action.is_blocking)
+        self._running: dict[asyncio.Task[None], Execution] = {}
+        self._by_action: Counter[str] = Counter()
+        self._claiming: asyncio.Future[list[Claimed]] | None = None
+        self._asked_again = False
+        self._draining = False
+
+    @property
+    def running(self) -> int:
+        """Jobs that run now."""
+        return len(self._running)
+
+    async def run(self) -> None:
+        """Look for due jobs until cancelled; arrivals and finished jobs look at once."""
+        while not self._draining:
+            self.wake()
+            await asyncio.sleep(_TICK_S)
+
+    def wake(self) -> None:
+        """Claim as much as there are slots for.
+
+        Puts the claim in at once, so that it shares the transaction of an arrival put in just before.
+        """
+        if self._draining:
+            return
+        if self._claiming is not None:
+            self._asked_again = True
+            return
+        capacity = self._capacity()
+        if capacity.total > 0:
+            self._claiming = self._ledger.claiming(capacity)
+            self._claiming.add_done_callback(self._start_claimed)
+
+    def start_nothing_more(self) -> None:
+        """Claim no more jobs."""
+        self._draining = True
+
+    async def drain(self, patience_s: float, haste: asyncio.Event) -> None:
+        """Let running jobs finish for a time, or until haste is asked for; then interrupt them."""
+        if self._claiming is not None:
+            await asyncio.wait({self._claiming})
+        if self._running:
+            log.info("draining", running=len(self._running), patience_s=patience_s)
+            hasten = asyncio.create_task(haste.wait())
+            finished = asyncio.create_task(_all_done(self._running))
+            await asyncio.wait({hasten, finished}, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
+            hasten.cancel()
+            finished.cancel()
+        for task in self._running:
+            task.cancel()
+        if self._running:
+            await asyncio.wait(set(self._running))
+
+    # --- claiming ----------------------------------------------------------------------------------------
+
+    def _capacity(self) -> Capacity:
+        slots = self._settings.slots
+        total = slots.total - len(self._running)
+        places = {
+            name: min(total, action.concurrency - self._by_action[name] if action.concurrency else total)
+            for name, action in self._actions.items()
+        }
+        busy = sum(self._by_action[name] for name in self._blocking)
+        free = {name: count for name, count in places.items() if count > 0}
+        return Capacity(total, free, slots.blocking_processes - busy, self._blocking)
+
+    def _start_claimed(self, claiming: asyncio.Future[list[Claimed]]) -> None:
+        self._claiming = None
+        claimed = [] if claiming.cancelled() or claiming.exception() else claiming.result()
+        if not claiming.cancelled() and (error := claiming.exception()) is not None:
+            log.error("claim_failed", error=str(error))
+        for job in claimed:
+            name = job.execution.action
+            self._by_action[name] += 1
+            task = asyncio.create_task(self._job(job), name=f"job {job.execution.execution_id}")
+            self._running[task] = job.execution
+            task.add_done_callback(self._leave)
+        for name, count in Counter(job.execution.action for job in claimed).items():
+            self._on_claimed(name, count)
+        if self._asked_again:
+            self._asked_again = False
+            self.wake()
+
+    def _leave(self, task: asyncio.Task[None]) -> None:
+        execution = self._running.pop(task)
+        self._by_action[execution.action] -= 1
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("job_not_recorded", execution_id=execution.execution_id, exc_info=error)
+        self.wake()
+
+    # --- one job -----------------------------------------------------------------------------------------
+
+    async def _job(self, claimed: Claimed) -> None:
+        """RUNNING is recorded and told; run the executor, then record and tell its end."""
+        execution = claimed.execution
+        action = self._actions[execution.action]
+        progress = Progress(
+            self._settings.jobs.progress_interval_s,
+            lambda event: self._ledger.applying(execution.execution_id, execution.attempt, [event]),
+        )
+        job = self._input(execution, claimed.body)
+        running = asyncio.create_task(self._perform(action, job, progress), name=f"executor {job.execution_id}")
+        outcome = await self._outcome(running, action, execution)
+        await self._ledger.applying(execution.execution_id, execution.attempt, [*progress.rest(), outcome])
+        await self._clean(job)
+        log.info("finished", execution_id=execution.execution_id, action=execution.action, outcome=_word(outcome))
+
+    async def _perform(self, action: Action, job: JobInput, progress: Progress) -> Event:
+        if action.is_blocking:
+            return await self._pool.perform(action.spec, job, progress.report)
+        return await perform(load(action.spec), job, progress.report)
+
+    async def _outcome(self, running: asyncio.Task[Event], action: Action, execution: Execution) -> Event:
+        limit = execution.execution_timeout_s
+        try:
+            await asyncio.wait({running}, timeout=limit)
+            if running.done():
+                return running.result()
+            await self._stop(running, execution)
+            message = f"ran longer than its limit of {limit:g} s"
+            return Failed(actor="daemon", error_type="ExecutionTimeout", error_message=message)
+        except asyncio.CancelledError:
+            # Only drain cancels a job's task: what runs is interrupted, and the record says so.
+            await self._stop(running, execution)
+            return self._interruption(action)
+
+    async def _stop(self, running: asyncio.Task[Event], execution: Execution) -> None:
+        running.cancel()
+        grace_s = self._settings.jobs.kill_grace_s + 5
+        _, still = await asyncio.wait({running}, timeout=grace_s)
+        if still:
+            log.error("executor_does_not_stop", execution_id=execution.execution_id, action=execution.action)
+
+    def _interruption(self, action: Action) -> Event:
+        why = "the daemon was stopped while it ran"
+        if action.may_run_again:
+            return Interrupted(token=new_token(), reason=why)
+        return Failed(actor="daemon", error_type="Interrupted", error_message=why)
+
+    def _input(self, execution: Execution, body: str) -> JobInput:
+        request = JobRequest.model_validate_json(body)
+        return JobInput(
+            execution_id=execution.execution_id,
+            workflow_id=execution.workflow_id,
+            action=execution.action,
+            attempt=execution.attempt,
+            configuration=request.configuration,
+            job_context_variables=request.job_context_variables,
+            workflow_context_variables=request.workflow_context_variables,
+            scratch=str(self._scratch(execution)),
+            locks={},
+            max_variables_bytes=self._settings.jobs.max_variables_bytes,
+        )
+
+    def _scratch(self, execution: Execution) -> Path:
+        # An execution id may contain dots and colons, never a slash; the prefix keeps ".." from meaning anything.
+        return self._settings.scratch_dir.absolute() / f"job-{execution.execution_id}-{execution.attempt}"
+
+    async def _clean(self, job: JobInput) -> None:
+        if Path(job.scratch).exists():
+            await asyncio.to_thread(shutil.rmtree, job.scratch, ignore_errors=True)
+
+
+async def _all_done(running: dict[asyncio.Task[None], Execution]) -> None:
+    while running:
+        await asyncio.wait(set(running))
+
+
+def _word(outcome: Event) -> str:
+    return type(outcome).__name__.lower()
