@@ -1,0 +1,144 @@
+"""The notifier: in order, at least once, whatever the connection does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Sequence
+
+import pytest
+
+from jef_daemon import notify
+from jef_daemon.notify import Notifier
+from jef_daemon.ports import Outgoing
+
+
+def message(number: int) -> Outgoing:
+    return Outgoing(number, "x", "k", b"%d" % number)
+
+
+class FakeOutbox:
+    """Keeps messages like the ledger's table does."""
+
+    def __init__(self) -> None:
+        self.kept: dict[int, Outgoing] = {}
+        self.during_read: list[Outgoing] = []
+        self.on_commit: Notifier | None = None
+
+    def commit(self, *messages: Outgoing) -> None:
+        self.kept.update({each.id: each for each in messages})
+        if self.on_commit:
+            self.on_commit.put(list(messages))
+
+    async def outbox(self, after: int, limit: int) -> list[Outgoing]:
+        found = [self.kept[number] for number in sorted(self.kept) if number > after][:limit]
+        if self.during_read:
+            self.commit(self.during_read.pop(0))
+        return found
+
+    async def confirm(self, ids: Sequence[int]) -> None:
+        for number in ids:
+            del self.kept[number]
+
+
+class FakeBus:
+    """Takes batches; a test says which are confirmed and when the connection is lost."""
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[list[int], asyncio.Future[None]]] = []
+        self.came = asyncio.Event()
+        self.confirms = True
+        self.refuses = 0
+
+    async def publish(self, messages: Sequence[Outgoing]) -> Awaitable[None]:
+        if self.refuses:
+            self.refuses -= 1
+            raise ConnectionError("away")
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.batches.append(([each.id for each in messages], done))
+        if self.confirms:
+            done.set_result(None)
+        self.came.set()
+        return done
+
+    @property
+    def sent(self) -> list[int]:
+        return [number for batch, _ in self.batches for number in batch]
+
+
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(notify, "_PAUSE_S", 0)
+
+
+async def start(outbox: FakeOutbox, bus: FakeBus) -> tuple[Notifier, asyncio.Task[None]]:
+    notifier = Notifier(outbox, bus)
+    outbox.on_commit = notifier
+    return notifier, asyncio.create_task(notifier.run())
+
+
+async def finish(notifier: Notifier, task: asyncio.Task[None]) -> None:
+    async with asyncio.timeout(5):
+        await notifier.flush()
+    task.cancel()
+
+
+async def test_what_an_earlier_life_left_comes_first() -> None:
+    """Then what is committed now, each once."""
+    outbox, bus = FakeOutbox(), FakeBus()
+    outbox.commit(*map(message, range(1, 1201)))
+    notifier, task = await start(outbox, bus)
+    outbox.commit(message(1201))
+    await finish(notifier, task)
+    assert bus.sent == list(range(1, 1202))
+    assert outbox.kept == {}
+
+
+async def test_a_commit_during_the_reading_is_not_missed() -> None:
+    """The race between a page read from the ledger and the hand-over of a commit."""
+    outbox, bus = FakeOutbox(), FakeBus()
+    outbox.during_read = [message(7), message(8)]
+    notifier, task = await start(outbox, bus)
+    await finish(notifier, task)
+    assert bus.sent == [7, 8]
+
+
+async def test_everything_unconfirmed_is_sent_again_in_order() -> None:
+    """Also what was on its way when the connection was lost."""
+    outbox, bus = FakeOutbox(), FakeBus()
+    bus.confirms = False
+    notifier, task = await start(outbox, bus)
+    outbox.commit(message(1), message(2))
+    await asyncio.wait_for(bus.came.wait(), 5)
+    bus.came.clear()
+    outbox.commit(message(3))
+    await asyncio.wait_for(bus.came.wait(), 5)
+    [(_, first), (_, second)] = bus.batches
+    bus.confirms = True
+    second.set_result(None)
+    first.set_exception(ConnectionError("lost"))
+    await finish(notifier, task)
+    assert bus.sent == [1, 2, 3, 1, 2]
+    assert outbox.kept == {}
+
+
+async def test_a_refused_publish_is_tried_again() -> None:
+    """The connection was lost just before."""
+    outbox, bus = FakeOutbox(), FakeBus()
+    bus.refuses = 2
+    notifier, task = await start(outbox, bus)
+    outbox.commit(message(1), message(2))
+    await finish(notifier, task)
+    assert bus.sent == [1, 2]
+
+
+async def test_more_than_fits_in_memory_waits_in_the_ledger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And comes in order, each once."""
+    monkeypatch.setattr(notify, "_IN_MEMORY", 3)
+    outbox, bus = FakeOutbox(), FakeBus()
+    notifier, task = await start(outbox, bus)
+    await notifier.flush()
+    for number in range(1, 50):
+        outbox.commit(message(number))
+    assert notifier.depth <= 5
+    await finish(notifier, task)
+    assert bus.sent == list(range(1, 50))
