@@ -94,7 +94,6 @@ class ExecutionContext(Generic[C_co]):
         job_context_variables: from the previous stage; read-only.
         workflow_context_variables: the workflow's context; read-only.
         locks: granted locks by resource; empty where none were asked for.
-        log: a structlog logger bound to the job.
     """
 
     def __init__(
@@ -104,7 +103,7 @@ class ExecutionContext(Generic[C_co]):
         execution_id: str,
         action: str,
         report: Report,
-        scratch: Path,
+        scratch: str | Path,
         workflow_id: str | None = None,
         attempt: int = 1,
         job_context_variables: Mapping[str, Any] | None = None,
@@ -119,7 +118,7 @@ class ExecutionContext(Generic[C_co]):
         self.job_context_variables = MappingProxyType(dict(job_context_variables or {}))
         self.workflow_context_variables = MappingProxyType(dict(workflow_context_variables or {}))
         self.locks = MappingProxyType(dict(locks or {}))
-        self.log = structlog.get_logger().bind(execution_id=execution_id, action=action, attempt=attempt)
+        self._log: structlog.stdlib.BoundLogger | None = None
         self._report = report
         self._scratch = scratch
 
@@ -137,10 +136,20 @@ class ExecutionContext(Generic[C_co]):
         return _TOLD
 
     @property
+    def log(self) -> structlog.stdlib.BoundLogger:
+        """A structlog logger bound to the job."""
+        if self._log is None:
+            self._log = structlog.get_logger().bind(
+                execution_id=self.execution_id, action=self.action, attempt=self.attempt
+            )
+        return self._log
+
+    @property
     def scratch(self) -> Path:
         """A folder of this attempt's own, made when first asked for and removed after the job."""
-        self._scratch.mkdir(parents=True, exist_ok=True)
-        return self._scratch
+        folder = Path(self._scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
 
 
 class AnyConfiguration(BaseModel):

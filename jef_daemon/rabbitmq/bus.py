@@ -64,6 +64,7 @@ class RabbitBus:
         self._connected = asyncio.Event()
         self._changing = asyncio.Lock()
         self._has_been_connected = False
+        self._stopping = False
         self.reconnects = 0
 
     @property
@@ -90,6 +91,8 @@ class RabbitBus:
             finally:
                 self._connected.clear()
             self._session = None
+            if self._stopping:
+                return
             self.reconnects += 1
             log.warning("broker_lost", broker=self._where, reason=reason(error) if error else "closed")
             await session.discard()
@@ -177,7 +180,8 @@ class RabbitBus:
         await self._change(source)
 
     async def stop(self) -> None:
-        """End the session in good order; `run` is to be cancelled first."""
+        """End the session in good order; `run` returns then."""
+        self._stopping = True
         self._wanted.clear()
         session, self._session = self._session, None
         if session is not None and not session.is_broken:

@@ -51,7 +51,7 @@ class Publisher:
         window: most unconfirmed messages; `publish` waits while there are more.
     """
 
-    def __init__(self, channel: aiormq.abc.AbstractChannel, window: int) -> None:
+    def __init__(self, channel: aiormq.Channel, window: int) -> None:
         self._channel = channel
         self._window = window
         self._unconfirmed = 0
@@ -86,7 +86,7 @@ class Publisher:
         first = channel.delivery_tag + 1
         channel.delivery_tag += len(messages)
         for tag in range(first, channel.delivery_tag + 1):
-            channel.confirmations[tag] = batch  # type: ignore[assignment]
+            channel.confirmations[tag] = batch  # type: ignore[assignment]  # all that the reader does with a future, it does
         self._take(len(messages), confirmed)
         await channel.write_queue.put(ChannelFrame(payload=payload, should_close=False))
         return confirmed

@@ -42,7 +42,7 @@ class Session:
         self._on_delivery = on_delivery
         self._tags: dict[str, str] = {}
         self._broken: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()
-        self._intake: aiormq.abc.AbstractChannel
+        self._intake: aiormq.Channel
         self.publisher: Publisher
         connection.close_callbacks.add(lambda _, error: self._break(error))
 
@@ -62,12 +62,12 @@ class Session:
         await self._intake.basic_qos(prefetch_count=self._settings.prefetch)
         self.publisher = Publisher(await self._open_channel(confirms=True), self._settings.publish_window)
 
-    async def _open_channel(self, *, confirms: bool) -> aiormq.abc.AbstractChannel:
+    async def _open_channel(self, *, confirms: bool) -> aiormq.Channel:
         channel = await self._connection.channel(publisher_confirms=confirms)
         channel.close_callbacks.add(lambda _, error: self._break(error))
-        underlay = await channel.get_underlay_channel()
+        underlay = cast("aiormq.Channel", await channel.get_underlay_channel())
         # Without the declared queue, or refused by a newer broker's timeout: start over as a whole.
-        cast("Any", underlay).on_consumer_cancel_callbacks.add(
+        underlay.on_consumer_cancel_callbacks.add(
             lambda frame: self._break(ConnectionError(f"the broker cancelled consumer {frame.consumer_tag}"))
         )
         return underlay

@@ -7,10 +7,10 @@ What it holds in memory is what runs: a job that waits costs nothing here.
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Protocol
 
 import structlog
@@ -69,6 +69,7 @@ class Worker:
         self._pool = pool
         self._settings = settings
         self._on_claimed = on_claimed
+        self._scratch_root = str(settings.scratch_dir.absolute())
         self._blocking = frozenset(name for name, action in self._actions.items() if action.is_blocking)
         self._running: dict[asyncio.Task[None], Execution] = {}
         self._by_action: Counter[str] = Counter()
@@ -173,7 +174,7 @@ class Worker:
         running = asyncio.create_task(self._perform(action, job, progress), name=f"executor {job.execution_id}")
         outcome = await self._outcome(running, action, execution)
         await self._ledger.applying(execution.execution_id, execution.attempt, [*progress.rest(), outcome])
-        await self._clean(job)
+        await _clean(job.scratch)
         log.info("finished", execution_id=execution.execution_id, action=execution.action, outcome=_word(outcome))
 
     async def _perform(self, action: Action, job: JobInput, progress: Progress) -> Event:
@@ -218,18 +219,19 @@ class Worker:
             configuration=request.configuration,
             job_context_variables=request.job_context_variables,
             workflow_context_variables=request.workflow_context_variables,
-            scratch=str(self._scratch(execution)),
+            scratch=self._scratch(execution),
             locks={},
             max_variables_bytes=self._settings.jobs.max_variables_bytes,
         )
 
-    def _scratch(self, execution: Execution) -> Path:
-        # An execution id may contain dots and colons, never a slash; the prefix keeps ".." from meaning anything.
-        return self._settings.scratch_dir.absolute() / f"job-{execution.execution_id}-{execution.attempt}"
+    def _scratch(self, execution: Execution) -> str:
+        # An execution id may be "..": the prefix and the attempt keep that from meaning anything.
+        return f"{self._scratch_root}/job-{execution.execution_id}-{execution.attempt}"
 
-    async def _clean(self, job: JobInput) -> None:
-        if Path(job.scratch).exists():
-            await asyncio.to_thread(shutil.rmtree, job.scratch, ignore_errors=True)
+
+async def _clean(folder: str) -> None:
+    if os.path.isdir(folder):
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
 
 async def _all_done(running: dict[asyncio.Task[None], Execution]) -> None:
