@@ -29,6 +29,8 @@ log = structlog.get_logger()
 UNROUTABLE = "unroutable"
 """The source of requests whose action no queue is bound for."""
 
+_NEWLY_QUEUED = frozenset({Accepted.NEW, Accepted.TAKEN_AGAIN})
+
 
 class Custody(Protocol):
     """The part of a ledger that intake needs."""
@@ -107,7 +109,7 @@ class Intake:
         await self._bus.acknowledge(batch)
         queued: Counter[str] = Counter()
         for message, word in zip(messages, words, strict=True):
-            if isinstance(message, Arrival) and word in {Accepted.NEW, Accepted.TAKEN_AGAIN}:
+            if isinstance(message, Arrival) and word in _NEWLY_QUEUED and message.execution.is_backlog:
                 queued[message.execution.action] += 1
             elif isinstance(message, Refusal):
                 _tell_refused(message)

@@ -108,6 +108,11 @@ class Execution:
     correlation_id: str | None = None
 
     @property
+    def is_backlog(self) -> bool:
+        """Whether it counts against the backlog: jobs that wait for a lock or a time would keep ready ones out."""
+        return self.not_before is None and not self.wants_locks
+
+    @property
     def place(self) -> Place:
         """The row of the transition table that this execution is in."""
         if self.status is Status.TIMED_OUT:

@@ -187,7 +187,7 @@ class Ledger(Protocol):
         ...
 
     async def queued(self) -> dict[str, int]:
-        """Executions of each action that could start now."""
+        """The backlog: queued executions of each action that wait for a slot only."""
         ...
 
 

@@ -49,7 +49,7 @@ _CLAIMABLE = (
     .limit(bindparam("most"))
     .with_for_update(skip_locked=True, of=schema.executions)
 )
-_QUEUED = select(_EX.action, func.count()).where(_READY, _IS_DUE).group_by(_EX.action)
+_BACKLOG = select(_EX.action, func.count()).where(_READY, _EX.not_before.is_(None)).group_by(_EX.action)
 
 MayRunAgain = Callable[[str], bool]
 """Whether an interrupted attempt of an action may simply be run again."""
@@ -279,8 +279,8 @@ class Transaction:
         return len(ids)
 
     def queued(self) -> dict[str, int]:
-        """Executions of each action that could start now."""
-        return {row[0]: row[1] for row in self._connection.execute(_QUEUED, {"now": self._now})}
+        """The backlog: queued executions of each action that wait for a slot only."""
+        return {row[0]: row[1] for row in self._connection.execute(_BACKLOG)}
 
     def finish(self) -> None:
         """Write what was gathered; call last, before the commit."""

@@ -155,7 +155,7 @@ class RabbitBus:
         session = self._session
         if session is None or session.is_broken:
             raise ConnectionError("the connection to the broker was lost")
-        return await session.publisher.publish(messages)
+        return await session.publish(messages)
 
     async def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
         """See `ports.Bus`."""

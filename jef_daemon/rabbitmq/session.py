@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import aio_pika
 import aiormq
+import structlog
 from aiormq.abc import DeliveredMessage
 from pamqp import commands
 
 from jef_daemon.names import Names
-from jef_daemon.ports import Delivery
+from jef_daemon.ports import Delivery, Outgoing
 from jef_daemon.rabbitmq.publisher import Publisher
 from jef_daemon.rabbitmq.topology import Topology
 from jef_daemon.settings import Bus as BusSettings
+
+log = structlog.get_logger()
 
 OnDelivery = Callable[[Delivery], None]
 _numbers = itertools.count(1)
@@ -43,7 +46,8 @@ class Session:
         self._tags: dict[str, str] = {}
         self._broken: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()
         self._intake: aiormq.Channel
-        self.publisher: Publisher
+        self._publisher: Publisher | None = None
+        self._replies: Publisher | None = None
         connection.close_callbacks.add(lambda _, error: self._break(error))
 
     async def set_up(self, topology: Topology) -> None:
@@ -60,7 +64,7 @@ class Session:
         await declaring.close()
         self._intake = await self._open_channel(confirms=False)
         await self._intake.basic_qos(prefetch_count=self._settings.prefetch)
-        self.publisher = Publisher(await self._open_channel(confirms=True), self._settings.publish_window)
+        self._publisher = Publisher(await self._open_channel(confirms=True), self._settings.publish_window)
 
     async def _open_channel(self, *, confirms: bool) -> aiormq.Channel:
         channel = await self._connection.channel(publisher_confirms=confirms)
@@ -88,6 +92,41 @@ class Session:
         tag = self._tags.pop(source, None)
         if tag is not None:
             await self._intake.basic_cancel(tag)
+
+    async def publish(self, messages: Sequence[Outgoing]) -> Awaitable[None]:
+        """Send messages in order; see `ports.Bus`. Answers to a `reply_to` go beside the rest."""
+        if self._publisher is None:
+            raise ConnectionError("the session is not set up")
+        replies = [message for message in messages if not message.exchange]
+        if not replies:
+            return await self._publisher.publish(messages)
+        told = await self._publisher.publish([message for message in messages if message.exchange])
+        return _both(told, await self._reply(replies))
+
+    async def _reply(self, messages: Sequence[Outgoing]) -> Awaitable[None]:
+        """Answers go over a channel of their own: what a requester names must not stop the notifications.
+
+        A `reply_to` that the user may not publish to closes the channel; the answers on it are given up.
+        """
+        if self._replies is None:
+            channel = await self._connection.channel(publisher_confirms=True)
+            channel.close_callbacks.add(lambda _, error: self._lose_replies(error))
+            underlay = cast("aiormq.Channel", await channel.get_underlay_channel())
+            self._replies = Publisher(underlay, self._settings.publish_window)
+        return self._unless_given_up(await self._replies.publish(messages))
+
+    async def _unless_given_up(self, confirmed: Awaitable[None]) -> None:
+        try:
+            await confirmed
+        except ConnectionError:
+            if self.is_broken or self._connection.is_closed:
+                raise  # nothing was wrong with them: they are sent again
+
+    def _lose_replies(self, error: BaseException | None) -> None:
+        replies, self._replies = self._replies, None
+        if replies is not None:
+            log.warning("replies_lost", replies=replies.unconfirmed, reason=str(error))
+            replies.fail("the channel of replies was closed")
 
     async def acknowledge(self, up_to: int) -> None:
         """Acknowledge every delivery of this session up to a tag."""
@@ -117,9 +156,9 @@ class Session:
     def _break(self, error: BaseException | None) -> None:
         if not self._broken.done():
             self._broken.set_result(error)
-        publisher: Publisher | None = getattr(self, "publisher", None)
-        if publisher is not None:
-            publisher.fail("the connection to the broker was lost")
+        for publisher in (self._publisher, self._replies):
+            if publisher is not None:
+                publisher.fail("the connection to the broker was lost")
 
     def _delivery(self, source: str, message: DeliveredMessage) -> Delivery:
         deliver = cast("commands.Basic.Deliver", message.delivery)
@@ -135,6 +174,10 @@ class Session:
             properties.reply_to,
             properties.correlation_id,
         )
+
+
+async def _both(one: Awaitable[None], other: Awaitable[None]) -> None:
+    await asyncio.gather(one, other)
 
 
 async def connect(url: str, settings: BusSettings, name: str, timeout_s: float) -> aio_pika.abc.AbstractConnection:

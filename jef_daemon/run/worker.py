@@ -147,7 +147,7 @@ class Worker:
             task = asyncio.create_task(self._job(job), name=f"job {job.execution.execution_id}")
             self._running[task] = job.execution
             task.add_done_callback(self._leave)
-        for name, count in Counter(job.execution.action for job in claimed).items():
+        for name, count in Counter(job.execution.action for job in claimed if job.execution.is_backlog).items():
             self._on_claimed(name, count)
         if self._asked_again:
             self._asked_again = False
