@@ -9,19 +9,21 @@ again never runs beside its own remains. No registration, hence no moment in whi
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Callable
 
 import psutil
 
 VARIABLE = "JEF_CUSTODY"
-_WAIT_S = 5.0
-_ROUNDS = 20
-"""Processes may be born while we look; we look until there are none, but not for ever."""
+_ROUNDS = 200
+_PAUSE_S = 0.025
+"""Processes may be born while we look, and take a moment to die: we look until there are none, for 5 s."""
 
 
 class Guardian:
@@ -58,22 +60,21 @@ class Guardian:
 
 def kill_marked(is_ours: Callable[[str], bool]) -> int:
     """Kill every process whose mark fits, and those that appear meanwhile."""
-    total = 0
+    killed: set[int] = set()
     for _ in range(_ROUNDS):
         found = [process for process in psutil.process_iter() if is_ours(_mark_of(process))]
         if not found:
             break
         for process in found:
-            try:
+            with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-            except psutil.NoSuchProcess:
-                continue
-        psutil.wait_procs(found, timeout=_WAIT_S)
-        total += len(found)
-    return total
+            killed.add(process.pid)
+        time.sleep(_PAUSE_S)
+    return len(killed)
 
 
 def _mark_of(process: psutil.Process) -> str:
+    """The mark a living process carries; a zombie is dead, its parent just has not looked."""
     if process.pid == os.getpid():
         return ""
     try:

@@ -62,8 +62,15 @@ def _action(spec: ActionSpec, answer: dict[str, Any], settings: Settings) -> Act
 
 async def _ask(wanted: Sequence[ActionSpec], python_path: list[str]) -> tuple[dict[str, dict[str, Any]], str]:
     """Ask one child. Returns what it said, and what happened to it where it did not come to the end."""
+    # However this process found its modules, the child finds them too.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     child = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", __name__, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+        sys.executable,
+        "-m",
+        __name__,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        env=environment,
     )
     if child.stdin is None or child.stdout is None:
         raise AssertionError("both are pipes")

@@ -1,0 +1,171 @@
+"""The executor boundary: calls `execute` and turns whatever happens into an event of the life cycle.
+
+The only place with a broad `except`: an executor may raise, end the interpreter, return nonsense; all of it
+becomes FAILED with type, message and stack trace, and nothing else is disturbed. A cancellation that was
+meant for us is not an executor's failure and goes through.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from jef_daemon.errors import ConfigurationRefused, ExecutorError, ResponseRefused
+from jef_daemon.lifecycle import Completed, Event, Failed
+from jef_daemon.messages import explain
+from jef_daemon.sdk import ActionExecutor, ActionExecutorResponse, ExecutionContext, GrantedLock, Report
+
+_TRACEBACK_CHARACTERS = 16_384
+_MESSAGE_CHARACTERS = 4_096
+
+
+@dataclass(frozen=True, slots=True)
+class JobInput:
+    """One attempt at one job, as it travels to where the executor runs. Picklable."""
+
+    execution_id: str
+    action: str
+    configuration: Mapping[str, Any]
+    """As the request has it; validated at the boundary."""
+    scratch: str
+    """Path of the attempt's scratch folder, not made yet."""
+    workflow_id: str | None = None
+    attempt: int = 1
+    job_context_variables: Mapping[str, Any] = field(default_factory=dict)
+    workflow_context_variables: Mapping[str, Any] = field(default_factory=dict)
+    locks: Mapping[str, GrantedLock] = field(default_factory=dict)
+    max_variables_bytes: int = 256 * 1024
+
+    def context(self, executor: ActionExecutor, report: Report) -> ExecutionContext[Any]:
+        """The context that `execute` is given.
+
+        Raises:
+            ConfigurationRefused: the executor's model refuses the configuration.
+        """
+        return ExecutionContext(
+            configuration=prepare(executor, self.configuration),
+            execution_id=self.execution_id,
+            workflow_id=self.workflow_id,
+            action=self.action,
+            attempt=self.attempt,
+            job_context_variables=self.job_context_variables,
+            workflow_context_variables=self.workflow_context_variables,
+            locks=self.locks,
+            report=report,
+            scratch=self.scratch,
+        )
+
+
+def is_blocking(executor: ActionExecutor) -> bool:
+    """Whether `execute` is a plain function, which runs in a process of its own."""
+    return not inspect.iscoroutinefunction(executor.execute)
+
+
+def prepare(executor: ActionExecutor, configuration: Mapping[str, Any]) -> BaseModel:
+    """Validate a job's configuration.
+
+    Raises:
+        ConfigurationRefused: with every field and what is wrong with it.
+    """
+    try:
+        return executor.Configuration.model_validate(configuration)
+    except ValidationError as error:
+        raise ConfigurationRefused(f"configuration refused: {explain(error)}") from None
+
+
+async def perform(executor: ActionExecutor, job: JobInput, report: Report) -> Event:
+    """Run a coroutine executor to its end. Cancelling the caller cancels the executor."""
+    task = asyncio.current_task()
+    try:
+        context = job.context(executor, report)
+        return _completed(await executor.execute(context), job)
+    except asyncio.CancelledError as error:
+        if task is not None and task.cancelling():
+            raise
+        return _failed(error)  # the executor's own idea
+    except BaseException as error:  # noqa: BLE001  the executor boundary
+        return _failed(error)
+
+
+def perform_blocking(executor: ActionExecutor, job: JobInput, report: Report) -> Event:
+    """Run an executor to its end in this process, which may be killed for it."""
+    try:
+        context = job.context(executor, report)
+        result = executor.execute(context)
+        if inspect.isawaitable(result):
+            result = asyncio.run(_awaited(result))
+        return _completed(result, job)
+    except BaseException as error:  # noqa: BLE001  the executor boundary
+        return _failed(error)
+
+
+async def _awaited(result: Any) -> Any:
+    return await result
+
+
+def _completed(result: Any, job: JobInput) -> Completed:
+    if result is None:
+        return Completed()
+    if not isinstance(result, ActionExecutorResponse):
+        raise ResponseRefused(
+            f"execute returned {type(result).__name__}; return an ActionExecutorResponse or None"
+        )
+    limit = job.max_variables_bytes
+    size = _json_bytes("job_context_variables", result.job_context_variables)
+    size += _json_bytes("workflow_context_variables", result.workflow_context_variables)
+    if size > limit:
+        raise ResponseRefused(f"the variables take {size} bytes; {limit} are allowed (jobs.max_variables_bytes)")
+    return Completed(
+        result=result.result,
+        external_id=result.execution_id,
+        job_context_variables=result.job_context_variables,
+        workflow_context_variables=result.workflow_context_variables,
+    )
+
+
+def _json_bytes(name: str, variables: Mapping[str, Any]) -> int:
+    if not variables:
+        return 0
+    for key, value in variables.items():
+        try:
+            json.dumps(value, allow_nan=False).encode()
+        except (TypeError, ValueError) as error:
+            raise ResponseRefused(f"{name}.{key} cannot be written as JSON: {error}") from None
+    return len(json.dumps(variables))
+
+
+def _failed(error: BaseException) -> Failed:
+    kind = type(error)
+    ours = isinstance(error, ExecutorError)
+    name = kind.__name__ if ours or kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    return Failed(
+        error_type=name,
+        error_message=_text(error)[:_MESSAGE_CHARACTERS],
+        traceback=None if ours else _stack(error),
+    )
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except BaseException as second:  # noqa: BLE001  even __str__ is the executor's code
+        return f"(its text cannot be had: {type(second).__name__})"
+
+
+def _stack(error: BaseException) -> str:
+    """The executor's frames only; the end is kept where it is too long."""
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
+        frames = frames.tb_next
+    try:
+        told = "".join(traceback.format_exception(type(error), error, frames))
+    except BaseException:  # noqa: BLE001  formatting calls the exception's own methods
+        told = "".join(traceback.format_tb(frames))
+    return told if len(told) <= _TRACEBACK_CHARACTERS else "…" + told[-_TRACEBACK_CHARACTERS:]
