@@ -1,0 +1,46 @@
+# The two commands: `make demo` sets everything up and shows the main job; `make test` sets up and tests.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-tests demo run stop test check format lock bench docs clean
+
+PYTHON := .venv/bin/python
+
+help: ## What there is to do
+	@echo "jef_daemon: jobs on RabbitMQ. Begin with:  make demo"
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: ## Prepare: .venv, packages, RabbitMQ
+	@deploy/local/setup.sh
+
+setup-tests:
+	@deploy/local/setup.sh --tests
+
+demo: setup ## Set up and watch the main job on a real broker, a minute
+	@$(PYTHON) examples/demo.py
+
+run: setup ## Set up and leave a daemon running on a private broker, to play with
+	@$(PYTHON) deploy/local/playground.py start
+
+stop: ## Stop what `make run` left running
+	@[ ! -x $(PYTHON) ] || $(PYTHON) deploy/local/playground.py stop
+
+test: setup-tests ## Set up and pass all tests
+	@$(PYTHON) -m pytest --cov --cov-report=term
+
+check: setup-tests ## Format, lint, types, import rules
+	@$(PYTHON) -m ruff format --check . && $(PYTHON) -m ruff check . && $(PYTHON) -m mypy && .venv/bin/lint-imports
+
+format: setup ## Format the code
+	@$(PYTHON) -m ruff format . && $(PYTHON) -m ruff check --fix .
+
+lock: setup ## Renew the lock files
+	@$(PYTHON) -m pip install -q uv
+	@for group in "" dev; do .venv/bin/uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-annotate --no-header $${group:+--group $$group} pyproject.toml \
+	  -o requirements$${group:+-$$group}.lock; done
+
+bench: setup ## Measure against a plain handler, side by side
+	@$(PYTHON) benchmarks/throughput.py
+
+clean: stop ## Remove what was made here
+	@rm -rf .venv .jef .mypy_cache .ruff_cache .pytest_cache .hypothesis dist .coverage*
