@@ -1,0 +1,225 @@
+"""What can be asked of the lock service and what it answers. Pure.
+
+Part in the flow: the service decodes a message of `jef.locks` into one of these requests, `protocol.decide`
+turns it into a `Decision`, the service stores its changes and sends its replies.
+
+What it does not do: decode JSON. Types are right here; values (lengths, leases) are checked by `decide`,
+because a value out of range is answered, not dead-lettered.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from jef_daemon.lock.state import Change, Grant, Locks, Mode, Waiter
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of one lock service. A refusal names the one that was passed."""
+
+    locks_per_request: int = 64
+    name_length: int = 255
+    """Characters of a resource's or an owner's name."""
+    waiters_per_resource: int = 1_000_000
+    lease_min_s: float = 1.0
+    lease_max_s: float = 7 * 86400.0
+    overtakes: int = 16
+    """So often the first waiter of a queue is overtaken while it waits for another resource; then no more."""
+    patience_s: float = 60.0
+    """Who waited so long is not overtaken any more."""
+    batch: int = 256
+    """Grants, expiries and waiters looked at in one decision; `Decision.rest` goes on. Bounds memory."""
+    page: int = 100
+    """Resources, holders and waiters that one `Inspect` answers."""
+
+
+# --- requests --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What every request from outside carries: who wants the answer, and where."""
+
+    owner: str
+    reply_to: str | None = None
+    correlation_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Acquire(Asked):
+    """Have all these locks, together or not at all. Asking again tells the present answer again."""
+
+    locks: tuple[tuple[str, Mode], ...]
+    """In any order; a name given twice is taken once, in the stronger mode."""
+    lease_s: float = 60.0
+    """How long the grants live without being renewed."""
+    wait: bool = True
+    """False: be refused rather than wait."""
+    wait_lease_s: float | None = None
+    """How long the place in the queue lives without being renewed; None: as `lease_s`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Renew(Asked):
+    """Keep what is held, or the place in the queue. What is lost stays lost, and is said."""
+
+    resources: tuple[str, ...] = ()
+    """Empty: all that the owner holds."""
+    lease_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release(Asked):
+    """Give up grants. Idempotent."""
+
+    resources: tuple[str, ...] = ()
+    """Empty: everything, the place in the queue as well: the owner is done."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cancel(Asked):
+    """Leave the queue. Who was granted meanwhile is told so, and holds it until it releases."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspect(Asked):
+    """Say who holds and who waits. Changes nothing."""
+
+    resources: tuple[str, ...] = ()
+    """Empty: all, by name, those later than `after`."""
+    after: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForceRelease:
+    """An operator takes a resource away from its holder, or from all of them."""
+
+    resource: str
+    owner: str | None = None
+    """Whose grant; None: everybody's."""
+    reason: str
+    """Told to the holder and kept in the history; must not be empty."""
+    by: str
+    """The operator."""
+    reply_to: str | None = None
+    correlation_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Expire:
+    """Time has passed: end the leases that are over. The service asks this of itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """Grant what these resources allow. Only from `Decision.rest`."""
+
+    resources: tuple[str, ...]
+
+
+Request = Acquire | Renew | Release | Cancel | Inspect | ForceRelease | Expire | Sweep
+
+
+# --- answers ---------------------------------------------------------------------------------------------
+
+
+class Answer(StrEnum):
+    """The status of a reply."""
+
+    GRANTED = "GRANTED"
+    """All is held, with `grants`. Also the second answer to who waited."""
+    WAITING = "WAITING"
+    """In the queue, at `place`; GRANTED follows to the same address."""
+    REFUSED = "REFUSED"
+    """Not done, for `reason`; nothing changed."""
+    RENEWED = "RENEWED"
+    """All that was asked for lives on, with `grants`."""
+    LOST = "LOST"
+    """A renewal came too late for `lost`; `grants` lives on."""
+    RELEASED = "RELEASED"
+    """`grants` are no longer held; empty when nothing was."""
+    CANCELLED = "CANCELLED"
+    """Not in the queue any more, or never was."""
+    EXPIRED = "EXPIRED"
+    """Unasked: the lease of `grants`, or of the place in the queue, ended."""
+    REVOKED = "REVOKED"
+    """Unasked: an operator took `grants` away, for `reason`."""
+    STATE = "STATE"
+    """What `Inspect` saw."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What a waiter waits for: the first of its resources, by name, that cannot be had."""
+
+    resource: str
+    mode: Mode
+    position: int
+    """Among all that wait for the resource; 1 is next."""
+    holders: tuple[str, ...]
+    """Owners, at most ten; empty while the resource is kept for an earlier waiter."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceState:
+    """One resource as `Inspect` tells it."""
+
+    resource: str
+    fence: int
+    """Its last fencing number."""
+    holders: tuple[Grant, ...]
+    waiters: tuple[Waiter, ...]
+    """The first ones."""
+    waiting: int
+    """How many there are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One message to send, once the changes are stored."""
+
+    status: Answer
+    owner: str
+    reply_to: str | None
+    correlation_id: str | None
+    grants: tuple[Grant, ...] = ()
+    place: Place | None = None
+    lost: tuple[str, ...] = ()
+    """Resources, with LOST."""
+    reason: str = ""
+    states: tuple[ResourceState, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What becomes of a request."""
+
+    changes: tuple[Change, ...] = ()
+    """To be applied together, in order."""
+    replies: tuple[Reply, ...] = ()
+    rest: tuple[Request, ...] = ()
+    """To be decided next, in order, on the changed state, in the same transaction and before anything else.
+    Empty but for long cascades: one decision stays small, whatever it sets free."""
+
+
+__all__ = [
+    "Acquire",
+    "Answer",
+    "Asked",
+    "Cancel",
+    "Decision",
+    "Expire",
+    "ForceRelease",
+    "Inspect",
+    "Limits",
+    "Locks",
+    "Place",
+    "Release",
+    "Renew",
+    "Reply",
+    "Request",
+    "ResourceState",
+    "Sweep",
+]

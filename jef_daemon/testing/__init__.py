@@ -1,0 +1,1 @@
+"""For tests, of the daemon itself and of executors. Production never imports it."""

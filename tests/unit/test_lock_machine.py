@@ -1,0 +1,405 @@
+"""The lock protocol under random histories, against a model that knows nothing of indexes or pages.
+
+Requests are delivered at once, late, in another order or twice; owners die (they say nothing more); answers
+are lost (who lost one asks again); time passes; operators take locks away. After every step the store must be
+what the model says, and the invariants must hold of it. `HYPOTHESIS_PROFILE=ci` looks deeper.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import TypedDict
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from jef_daemon.lock.requests import (
+    Acquire,
+    Answer,
+    Cancel,
+    Expire,
+    ForceRelease,
+    Limits,
+    Release,
+    Renew,
+    Reply,
+    Request,
+)
+from jef_daemon.lock.state import Mode
+from jef_daemon.testing.locks import MemoryLocks
+
+OVERTAKES = 2
+PATIENCE_S = 25.0
+
+Wanted = dict[str, Mode]
+
+
+# --- the model -------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Held:
+    mode: Mode
+    token: int
+    until: float
+
+
+@dataclass
+class Waiting:
+    owner: str
+    wants: Wanted
+    asked_at: float
+    until: float
+    lease_s: float
+    overtaken: int = 0
+
+
+def exclude(one: Mode, other: Mode) -> bool:
+    return one == "EXCLUSIVE" or other == "EXCLUSIVE"
+
+
+@dataclass
+class Naive:
+    """Locks as one would write them down: a list in order of arrival, searched from the front each time."""
+
+    batch: int
+    now: float = 0.0
+    held: dict[tuple[str, str], Held] = field(default_factory=dict)
+    """By (resource, owner)."""
+    queue: list[Waiting] = field(default_factory=list)
+    numbers: dict[str, int] = field(default_factory=dict)
+
+    def of(self, owner: str) -> dict[str, Held]:
+        return {resource: held for (resource, who), held in self.held.items() if who == owner}
+
+    def waiter(self, owner: str) -> Waiting | None:
+        return next((waiting for waiting in self.queue if waiting.owner == owner), None)
+
+    def firm(self, waiting: Waiting) -> bool:
+        return waiting.overtaken >= OVERTAKES or self.now - waiting.asked_at >= PATIENCE_S
+
+    def blocked_at(self, resource: str, mode: Mode, earlier: list[Waiting]) -> bool:
+        holders = [held.mode for (name, _), held in self.held.items() if name == resource]
+        rivals = [w for w in earlier if resource in w.wants and exclude(w.wants[resource], mode)]
+        return (
+            any(exclude(holder, mode) for holder in holders)
+            or (bool(holders) and any(w.wants[resource] == "EXCLUSIVE" for w in rivals))
+            or any(self.firm(w) for w in rivals)
+        )
+
+    def blocked(self, wants: Wanted, earlier: list[Waiting]) -> list[str]:
+        return [name for name in sorted(wants) if self.blocked_at(name, wants[name], earlier)]
+
+    def grant(self, owner: str, wants: Wanted, lease_s: float, earlier: list[Waiting]) -> None:
+        overtaken: list[Waiting] = []
+        for resource, mode in sorted(wants.items()):
+            for waiting in earlier:
+                if resource in waiting.wants and exclude(waiting.wants[resource], mode):
+                    if waiting not in overtaken:
+                        overtaken.append(waiting)
+                    break
+            self.numbers[resource] = self.numbers.get(resource, 0) + 1
+            self.held[resource, owner] = Held(mode, self.numbers[resource], self.now + lease_s)
+        for waiting in overtaken:
+            waiting.overtaken += 1
+
+    def hand_on(self) -> None:
+        """Until nothing changes: grant the first in the list that can be."""
+        for index, waiting in enumerate(self.queue):
+            if not self.blocked(waiting.wants, self.queue[:index]):
+                del self.queue[index]
+                self.grant(waiting.owner, waiting.wants, waiting.lease_s, self.queue[:index])
+                return self.hand_on()
+        return None
+
+    def end(self, owner: str) -> None:
+        """What of an owner is over, ends."""
+        waiting = self.waiter(owner)
+        over = {(r, owner) for r, held in self.of(owner).items() if held.until <= self.now}
+        if waiting and waiting.until <= self.now:
+            self.queue.remove(waiting)
+        self.held = {key: held for key, held in self.held.items() if key not in over}
+        self.hand_on()
+
+    def acquire(self, owner: str, wants: Wanted, lease_s: float, wait: bool) -> str:
+        self.end(owner)
+        mine = self.of(owner)
+        if mine:
+            for resource, mode in wants.items():
+                if resource not in mine or (mode == "EXCLUSIVE" and mine[resource].mode == "SHARED"):
+                    return "REFUSED"
+            for resource in wants:
+                mine[resource].until = max(mine[resource].until, self.now + lease_s)
+            return "GRANTED"
+        waiting = self.waiter(owner)
+        if waiting:
+            if waiting.wants != wants or not wait:
+                return "REFUSED"
+            waiting.until = max(waiting.until, self.now + lease_s)
+            waiting.lease_s = lease_s
+            return "WAITING"
+        if not self.blocked(wants, self.queue):
+            self.grant(owner, wants, lease_s, self.queue)
+            return "GRANTED"
+        if not wait:
+            return "REFUSED"
+        self.queue.append(Waiting(owner, wants, self.now, self.now + lease_s, lease_s))
+        return "WAITING"
+
+    def renew(self, owner: str, lease_s: float) -> str:
+        self.end(owner)
+        waiting = self.waiter(owner)
+        if waiting:
+            waiting.until = max(waiting.until, self.now + lease_s)
+            return "WAITING"
+        for held in self.of(owner).values():
+            held.until = max(held.until, self.now + lease_s)
+        return "RENEWED" if self.of(owner) else "LOST"
+
+    def release(self, owner: str, resources: tuple[str, ...]) -> str:
+        for resource in resources or tuple(self.of(owner)):
+            self.held.pop((resource, owner), None)
+        if not resources:
+            self.queue = [waiting for waiting in self.queue if waiting.owner != owner]
+        self.hand_on()
+        return "RELEASED"
+
+    def cancel(self, owner: str) -> str:
+        if self.of(owner):
+            return "GRANTED"
+        self.queue = [waiting for waiting in self.queue if waiting.owner != owner]
+        self.hand_on()
+        return "CANCELLED"
+
+    def force(self, resource: str) -> str:
+        self.held = {key: held for key, held in self.held.items() if key[0] != resource}
+        self.hand_on()
+        return "RELEASED"
+
+    def expire(self) -> None:
+        """Page by page: each page of ended leases is handed on before the next."""
+        while True:
+            over = sorted((h.until, key) for key, h in self.held.items() if h.until <= self.now)[: self.batch]
+            late = sorted((w for w in self.queue if w.until <= self.now), key=lambda w: w.until)[: self.batch]
+            for _, key in over:
+                del self.held[key]
+            for waiting in late:
+                self.queue.remove(waiting)
+            self.hand_on()
+            if self.batch not in (len(over), len(late)):
+                return
+
+
+# --- the machine -----------------------------------------------------------------------------------------
+
+
+OWNERS = st.sampled_from("abcdef")
+RESOURCES = st.sampled_from("xyz")
+WANTED = st.dictionaries(RESOURCES, st.sampled_from(Mode), min_size=1, max_size=3)
+LEASES = st.sampled_from([5.0, 20.0, 60.0])
+
+
+class Address(TypedDict):
+    """Who asks, and where the answer goes."""
+
+    owner: str
+    reply_to: str
+    correlation_id: str
+
+
+class LockMachine(RuleBasedStateMachine):
+    """Drives the store and the model side by side."""
+
+    @initialize(batch=st.sampled_from([1, 2, 3, 256]))
+    def begin(self, batch: int) -> None:
+        self.model = Naive(batch)
+        self.store = MemoryLocks(Limits(overtakes=OVERTAKES, patience_s=PATIENCE_S, batch=batch))
+        self.wire: list[Request] = []
+        """Sent, not delivered yet."""
+        self.numbers: dict[str, int] = {}
+        self.sent = 0
+
+    def address(self, owner: str) -> Address:
+        self.sent += 1
+        return Address(owner=owner, reply_to=owner, correlation_id=str(self.sent))
+
+    # --- what owners ask; each request is sent, and mostly delivered at once -------------------------------
+
+    @rule(owner=OWNERS, wants=WANTED, lease_s=LEASES, wait=st.booleans(), late=st.booleans())
+    def acquire(self, owner: str, wants: Wanted, lease_s: float, wait: bool, late: bool) -> None:
+        weaker = [(resource, Mode.SHARED) for resource in wants] if late else []
+        locks = (*weaker, *wants.items())
+        self.send(Acquire(**self.address(owner), locks=locks, lease_s=lease_s, wait=wait or late), late)
+
+    @rule(owner=OWNERS, wants=WANTED)
+    def acquire_patiently(self, owner: str, wants: Wanted) -> None:
+        """Queues form only when many wait long."""
+        self.deliver(Acquire(**self.address(owner), locks=tuple(wants.items()), lease_s=500.0))
+
+    @precondition(lambda self: self.model.queue)
+    @rule(data=st.data())
+    def answer_was_lost(self, data: st.DataObject) -> None:
+        """Who waits and does not know asks again."""
+        waiting = data.draw(st.sampled_from(self.model.queue))
+        self.deliver(Acquire(**self.address(waiting.owner), locks=tuple(waiting.wants.items()), lease_s=60.0))
+
+    @rule(owner=OWNERS, lease_s=LEASES, late=st.booleans())
+    def renew(self, owner: str, lease_s: float, late: bool) -> None:
+        self.send(Renew(**self.address(owner), lease_s=lease_s), late)
+
+    @rule(owner=OWNERS, late=st.booleans(), resources=st.sets(RESOURCES, max_size=2))
+    def release(self, owner: str, late: bool, resources: set[str]) -> None:
+        self.send(Release(**self.address(owner), resources=tuple(sorted(resources))), late)
+
+    @precondition(lambda self: self.model.held)
+    @rule(data=st.data())
+    def finish(self, data: st.DataObject) -> None:
+        """A holder is done."""
+        _, owner = data.draw(st.sampled_from(sorted(self.model.held)))
+        self.deliver(Release(**self.address(owner)))
+
+    @rule(owner=OWNERS, late=st.booleans())
+    def cancel(self, owner: str, late: bool) -> None:
+        self.send(Cancel(**self.address(owner)), late)
+
+    @precondition(lambda self: self.wire)
+    @rule(data=st.data(), again=st.booleans())
+    def arrives(self, data: st.DataObject, again: bool) -> None:
+        """Out of order, perhaps not for the last time."""
+        index = data.draw(st.integers(0, len(self.wire) - 1))
+        self.deliver(self.wire[index] if again else self.wire.pop(index))
+
+    # --- what happens to them ------------------------------------------------------------------------------
+
+    @rule(seconds=st.sampled_from([0.0, 1.0, 7.0, 30.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.model.now += seconds
+
+    @rule()
+    def leases_end(self) -> None:
+        self.deliver(Expire())
+
+    @rule(resource=RESOURCES)
+    def operator_intervenes(self, resource: str) -> None:
+        self.deliver(ForceRelease(resource=resource, reason="stuck", by="op", correlation_id="forced"))
+
+    # --- one step ------------------------------------------------------------------------------------------
+
+    def send(self, request: Request, late: bool) -> None:
+        if late:
+            self.wire.append(request)
+        else:
+            self.deliver(request)
+
+    def deliver(self, request: Request) -> None:
+        before = {waiter.owner: waiter for waiter in self.store.all_waiters}
+        tokens = {(grant.resource, grant.owner): grant.fencing_token for grant in self.store.all_grants}
+        replies = self.store.run(request, self.model.now)
+        expected = self.expect(request)
+        if expected is not None:
+            assert replies_to(request, replies)[-1].status == expected
+        new = [g for g in self.store.all_grants if tokens.get((g.resource, g.owner)) != g.fencing_token]
+        after = {waiter.owner: waiter for waiter in self.store.all_waiters}
+        for grant in new:
+            # Fencing numbers rise, also across releases.
+            assert grant.fencing_token > self.numbers.get(grant.resource, 0)
+            # Who was firm before, and still waits, was not overtaken.
+            ticket = before[grant.owner].ticket if grant.owner in before else 2**63
+            for owner, waiter in before.items():
+                if waiter.firm and owner in after and after[owner].ticket == waiter.ticket < ticket:
+                    mode = waiter.mode_of(grant.resource)
+                    assert mode is None or not exclude(mode, grant.mode), "a firm waiter was overtaken"
+        for grant in new:
+            self.numbers[grant.resource] = max(self.numbers.get(grant.resource, 0), grant.fencing_token)
+        told = {(reply.reply_to, reply.correlation_id) for reply in replies}
+        for owner, waiter in before.items():
+            # Nobody is lost: who left the queue was told, where it asked to be.
+            left = owner not in after or after[owner].ticket != waiter.ticket
+            assert not left or (waiter.reply_to, waiter.correlation_id) in told
+        self.compare()
+
+    def expect(self, request: Request) -> str | None:
+        """Let the model do the same, and say what the answer is."""
+        model = self.model
+        match request:
+            case Acquire():
+                wants: Wanted = {}
+                for resource, mode in request.locks:
+                    wants[resource] = Mode.EXCLUSIVE if "EXCLUSIVE" in (mode, wants.get(resource)) else mode
+                return model.acquire(request.owner, wants, request.lease_s, request.wait)
+            case Renew():
+                return model.renew(request.owner, request.lease_s)
+            case Release():
+                return model.release(request.owner, request.resources)
+            case Cancel():
+                return model.cancel(request.owner)
+            case ForceRelease():
+                return model.force(request.resource)
+        assert isinstance(request, Expire)
+        model.expire()
+        return None
+
+    def compare(self) -> None:
+        """The store is what the model says."""
+        assert {
+            (g.resource, g.owner): Held(g.mode, g.fencing_token, g.lease_until) for g in self.store.all_grants
+        } == self.model.held
+        assert [
+            Waiting(w.owner, dict(w.locks), w.asked_at, w.wait_until, w.lease_s, w.overtaken)
+            for w in self.store.all_waiters
+        ] == self.model.queue
+
+    # --- what must always hold of the store ----------------------------------------------------------------
+
+    @invariant()
+    def no_two_holders_exclude_each_other(self) -> None:
+        modes: dict[str, list[Mode]] = {}
+        for grant in self.store.all_grants:
+            modes.setdefault(grant.resource, []).append(grant.mode)
+        assert all(len(held) == 1 or Mode.EXCLUSIVE not in held for held in modes.values())
+
+    @invariant()
+    def who_waits_holds_nothing(self) -> None:
+        assert not {w.owner for w in self.store.all_waiters} & {g.owner for g in self.store.all_grants}
+
+    @invariant()
+    def who_waits_is_blocked_where_it_says(self) -> None:
+        """Otherwise a change there would not wake it. It follows that nobody waits for what is free."""
+        for index, waiter in enumerate(self.store.all_waiters):
+            mode = waiter.mode_of(waiter.blocked_at)
+            assert mode is not None
+            assert self.model.blocked_at(waiter.blocked_at, mode, self.model.queue[:index]), waiter
+
+    @invariant()
+    def who_is_marked_firm_is_firm(self) -> None:
+        for waiter, naive in zip(self.store.all_waiters, self.model.queue, strict=True):
+            assert not waiter.firm or self.model.firm(naive)
+            assert waiter.firm or waiter.overtaken < OVERTAKES
+
+    def teardown(self) -> None:
+        """Whatever happened: when the holders release, everybody who waits is granted in the end."""
+        if not hasattr(self, "store"):
+            return
+        for _ in range(len(self.model.queue)):
+            for owner in sorted({grant.owner for grant in self.store.all_grants}):
+                self.deliver(Release(**self.address(owner)))
+        assert self.store.all_waiters == []
+
+
+def replies_to(request: Request, replies: list[Reply]) -> list[Reply]:
+    """The answers to the request itself."""
+    mine = getattr(request, "correlation_id", None)
+    return [r for r in replies if r.correlation_id == mine and r.status is not Answer.EXPIRED]
+
+
+DEEP = os.environ.get("HYPOTHESIS_PROFILE") == "ci"
+
+LockMachine.TestCase.settings = settings(
+    max_examples=1500 if DEEP else 60,
+    stateful_step_count=60 if DEEP else 40,
+    deadline=None,
+    report_multiple_bugs=False,
+)
+TestLocks = LockMachine.TestCase
