@@ -28,6 +28,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "deploy" / "local"))
 
 _READY_S = 60
+_PATIENCE_S = 300
 _PRODUCED_AT_ONCE = 500
 
 
@@ -83,11 +84,14 @@ class Bench:
         """Jobs per second from the first request published to the last notification confirmed."""
         await told.purge()
         begin = time.perf_counter()
+        patience = begin + _PATIENCE_S
         producing = asyncio.create_task(self._produce(prefix, jobs))
         while True:
             declared = await self.channel.declare_queue(told.name, passive=True)
             if (declared.declaration_result.message_count or 0) >= 3 * jobs:
                 break
+            if time.perf_counter() > patience:
+                raise SystemExit(f"{prefix}: {declared.declaration_result.message_count} of {3 * jobs} were told")
             await asyncio.sleep(0.02)
         took = time.perf_counter() - begin
         await producing
@@ -116,8 +120,8 @@ class Bench:
         taken = []
         for _ in range(self.options.latencies):
             done.clear()
-            self.number += 1
             body = json.dumps({"executionId": f"b{self.number}"}).encode()
+            self.number += 1
             begin = time.perf_counter()
             await exchange.publish(aio_pika.Message(body, delivery_mode=2), "nothing")
             await done.wait()

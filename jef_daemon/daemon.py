@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
@@ -67,6 +68,7 @@ class Daemon:
     async def run(self) -> None:
         """Work until asked to stop."""
         _make_folders(self._settings)
+        sys.path[:0] = [str(path) for path in self._settings.python_path if str(path) not in sys.path]
         loop = asyncio.get_running_loop()
         for number in _SIGNALS:
             loop.add_signal_handler(number, self.stop)

@@ -89,9 +89,9 @@ async def perform(executor: ActionExecutor, job: JobInput, report: Report) -> Ev
     except asyncio.CancelledError as error:
         if task is not None and task.cancelling():
             raise
-        return _failed(error)  # the executor's own idea
+        return failed(error)  # the executor's own idea
     except BaseException as error:  # noqa: BLE001  the executor boundary
-        return _failed(error)
+        return failed(error)
 
 
 def perform_blocking(executor: ActionExecutor, job: JobInput, report: Report) -> Event:
@@ -103,7 +103,7 @@ def perform_blocking(executor: ActionExecutor, job: JobInput, report: Report) ->
             result = asyncio.run(_awaited(result))
         return _completed(result, job)
     except BaseException as error:  # noqa: BLE001  the executor boundary
-        return _failed(error)
+        return failed(error)
 
 
 async def _awaited(result: Any) -> Any:
@@ -141,7 +141,8 @@ def _json_bytes(name: str, variables: Mapping[str, Any]) -> int:
     return len(json.dumps(variables))
 
 
-def _failed(error: BaseException) -> Failed:
+def failed(error: BaseException) -> Failed:
+    """The end of a job that raised: type, message, and the stack trace of the executor's own frames."""
     kind = type(error)
     ours = isinstance(error, ExecutorError)
     name = kind.__name__ if ours or kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"

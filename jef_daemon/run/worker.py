@@ -18,7 +18,7 @@ import structlog
 from jef_daemon.lifecycle import Event, Execution, Failed, Interrupted
 from jef_daemon.messages import JobRequest
 from jef_daemon.ports import Applied, Capacity, Claimed, Ledger
-from jef_daemon.run.boundary import JobInput, perform
+from jef_daemon.run.boundary import JobInput, failed, perform
 from jef_daemon.run.catalogue import Action, Catalogue, load
 from jef_daemon.run.isolation import ProcessPool
 from jef_daemon.run.progress import Progress
@@ -187,7 +187,8 @@ class Worker:
         try:
             await asyncio.wait({running}, timeout=limit)
             if running.done():
-                return running.result()
+                error = running.exception()
+                return running.result() if error is None else failed(error)
             await self._stop(running, execution)
             message = f"ran longer than its limit of {limit:g} s"
             return Failed(actor="daemon", error_type="ExecutionTimeout", error_message=message)
