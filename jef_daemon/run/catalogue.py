@@ -81,15 +81,18 @@ def specs(settings: Settings) -> dict[str, ActionSpec]:
         if not configured.enabled:
             found.pop(name, None)
             continue
-        found[name] = _configured(name, configured, found.get(name))
+        found[name] = _configured(name, configured, found.get(name), settings)
     default_root = str(settings.default_root)
     return {name: _with_root(spec, default_root) for name, spec in found.items()}
 
 
-def _configured(name: str, configured: ActionSettings, installed: ActionSpec | None) -> ActionSpec:
+def _configured(
+    name: str, configured: ActionSettings, installed: ActionSpec | None, settings: Settings
+) -> ActionSpec:
     own = configured.executor_settings
     if configured.command is not None:
-        return ActionSpec(name, _COMMAND, json.dumps({**own, "argv": configured.command}))
+        grace = {"kill_grace_s": settings.jobs.kill_grace_s}
+        return ActionSpec(name, _COMMAND, json.dumps({**grace, **own, "argv": configured.command}))
     executor = configured.executor or (installed.executor if installed else "")
     return ActionSpec(name, executor, json.dumps(own))
 
