@@ -67,7 +67,7 @@ class Daemon:
 
     async def run(self) -> None:
         """Work until asked to stop."""
-        _make_folders(self._settings)
+        make_folders(self._settings)
         sys.path[:0] = [str(path) for path in self._settings.python_path if str(path) not in sys.path]
         loop = asyncio.get_running_loop()
         for number in _SIGNALS:
@@ -214,7 +214,12 @@ class Daemon:
             await asyncio.sleep(retention.interval_s)
 
 
-def _make_folders(settings: Settings) -> None:
+def make_folders(settings: Settings) -> None:
+    """Make the daemon's own folders.
+
+    Raises:
+        SettingsError: one cannot be made.
+    """
     for folder in (settings.data_dir, settings.default_root):
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -72,6 +72,33 @@ def parse(ledger_url: str) -> URL:
     return url
 
 
+def existing(ledger_url: str) -> str:
+    """The URL of a ledger that is there.
+
+    Raises:
+        LedgerUnavailable: it is not.
+    """
+    database = parse(ledger_url).database or ""
+    if not Path(database).exists():
+        raise LedgerUnavailable(
+            f"there is no ledger at {database}; start a daemon, or set JEF_LEDGER_URL to its ledger"
+        )
+    return ledger_url
+
+
+def examine(ledger_url: str) -> None:
+    """Open a ledger as a daemon would, beside a running one: version, and whether it can be written.
+
+    Raises:
+        LedgerError: with what is wrong.
+    """
+    engine = open_engine(ledger_url)
+    try:
+        migrate(engine)
+    finally:
+        engine.dispose()
+
+
 class Ownership:
     """The lock that keeps two daemons from using one ledger file; released with the process."""
 

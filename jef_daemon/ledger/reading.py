@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Engine, func, select
@@ -13,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 
 from jef_daemon.errors import LedgerUnavailable, NotFound
 from jef_daemon.ledger import rows, schema
-from jef_daemon.ledger.opening import explain, open_engine, version
+from jef_daemon.ledger.opening import existing, explain, open_engine, version
 from jef_daemon.lifecycle import Execution, Status
 
 _EX = schema.executions.c
@@ -61,12 +60,8 @@ class Reader:
     """
 
     def __init__(self, ledger_url: str) -> None:
-        self._engine: Engine = open_engine(ledger_url, read_only=True)
-        database = self._engine.url.database or ""
-        if not Path(database).exists():
-            raise LedgerUnavailable(
-                f"there is no ledger at {database}; start a daemon, or set JEF_LEDGER_URL to its ledger"
-            )
+        self._engine: Engine = open_engine(existing(ledger_url), read_only=True)
+        database = self._engine.url.database
         try:
             if version(self._engine) is None:
                 raise LedgerUnavailable(f"{database} is empty; start a daemon on it first")

@@ -1,0 +1,104 @@
+"""The command tree, the options that all commands share, errors as one sentence with their exit code."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from jef_daemon.errors import ExitCode, JefError
+
+if TYPE_CHECKING:
+    from jef_daemon.settings import Settings
+
+_EPILOG = """[bold]Begin here[/bold]
+
+  jef check                                 is everything there that a daemon needs?
+
+  jef run                                   run one
+
+  jef submit checksum path=. --wait         give it a job, see it through
+
+  jef list --status FAILED                  what went wrong?   jef show ID   jef history ID
+
+[bold]Exit codes[/bold]  0 ok · 1 the job or check failed · 2 usage · 3 configuration · 4 broker · 5 ledger ·
+6 not found · 130 interrupted
+"""
+
+app = typer.Typer(
+    name="jef",
+    help="Jobs on RabbitMQ: long ones, kept and told, never run twice.",
+    epilog=_EPILOG,
+    rich_markup_mode="rich",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@dataclass
+class Common:
+    """What was said before the command."""
+
+    config: Path | None = None
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+    def settings(self) -> Settings:
+        """All settings, from all sources."""
+        from jef_daemon.config import load
+
+        return load(self.config, self.overrides)
+
+
+common = Common()
+
+
+@app.callback()
+def options(
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="Configuration file (JEF_CONFIG).")] = None,
+    amqp_url: Annotated[str | None, typer.Option(help="The broker (JEF_AMQP_URL).", show_default=False)] = None,
+    ledger_url: Annotated[str | None, typer.Option(help="The ledger (JEF_LEDGER_URL).", show_default=False)] = None,
+    prefix: Annotated[str | None, typer.Option(help="Beginning of all queue names (JEF_PREFIX).")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", "-s", help="Any key: --set slots.total=8. Again for more.")
+    ] = None,
+    version: Annotated[bool, typer.Option("--version", help="Say the version.")] = False,
+) -> None:
+    """Jobs on RabbitMQ: long ones, kept and told, never run twice."""
+    if version:
+        from jef_daemon import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+    put(config=config, amqp_url=amqp_url, ledger_url=ledger_url, prefix=prefix, settings=settings)
+
+
+def put(config: Path | None = None, settings: list[str] | None = None, **keys: str | None) -> None:
+    """Take options, before the command or behind it."""
+    common.config = config or common.config
+    common.overrides |= {key: value for key, value in keys.items() if value is not None}
+    if settings:
+        from jef_daemon.config import parse_override
+
+        common.overrides |= dict(parse_override(text) for text in settings)
+
+
+def main() -> None:
+    """Run a command; what went wrong is one sentence on standard error."""
+    from jef_daemon.cli import daemon, jobs, keeping, letters  # noqa: F401  they add themselves to the tree
+
+    try:
+        app()
+    except JefError as error:
+        typer.echo(f"jef: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(ExitCode.INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of our output has left (`jef list | head`): no error of anybody's.
+        sys.stderr.close()
+        sys.exit(ExitCode.OK)

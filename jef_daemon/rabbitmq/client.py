@@ -1,0 +1,257 @@
+"""What people do on the broker: submit a job, watch statuses, look after dead letters. For the command line.
+
+Every function opens a connection of its own and closes it. A broker that is not there is a `BrokerError` of
+one sentence within seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import aio_pika
+from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
+from aiormq import exceptions
+
+from jef_daemon.config import masked
+from jef_daemon.errors import BrokerError, NotFound
+from jef_daemon.names import Names
+from jef_daemon.rabbitmq.refusals import meaning, reason
+from jef_daemon.rabbitmq.topology import Topology
+
+_TIMEOUT_S = 5.0
+
+
+@contextlib.asynccontextmanager
+async def connected(url: str) -> AsyncIterator[AbstractChannel]:
+    """A channel with confirms.
+
+    Raises:
+        BrokerError: the broker is not there, or refuses us.
+    """
+    where = masked(url)
+    try:
+        async with asyncio.timeout(2 * _TIMEOUT_S):
+            connection = await aio_pika.connect(url, timeout=_TIMEOUT_S)
+            channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
+    except Exception as error:
+        raise meaning(error, where) or BrokerError(
+            f"no broker answers at {where} ({reason(error)}); start RabbitMQ or set JEF_AMQP_URL"
+        ) from None
+    try:
+        yield channel
+    except exceptions.AMQPError as error:
+        raise meaning(error, where) or BrokerError(f"the broker at {where} refuses: {reason(error)}") from None
+    finally:
+        await connection.close()
+
+
+async def submit(
+    url: str, names: Names, action: str, request: Mapping[str, Any], headers: Mapping[str, Any] | None = None
+) -> None:
+    """Publish a request, confirmed.
+
+    Raises:
+        BrokerError: no daemon has ever run with this prefix, or the broker refuses.
+    """
+    async with connected(url) as channel:
+        await _publish(channel, names, action, json.dumps(request).encode(), headers)
+
+
+async def _publish(
+    channel: AbstractChannel, names: Names, action: str, body: bytes, headers: Mapping[str, Any] | None
+) -> None:
+    message = aio_pika.Message(
+        body,
+        content_type="application/json",
+        delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+        headers=dict(headers or {}),
+    )
+    try:
+        exchange = await channel.get_exchange(names.jobs)
+        await exchange.publish(message, action, mandatory=True, timeout=_TIMEOUT_S)
+    except exceptions.ChannelNotFoundEntity:
+        raise BrokerError(
+            f"there is no exchange {names.jobs}: no daemon with the prefix {names.prefix!r} has run on this broker; "
+            "start one with `jef run`"
+        ) from None
+    except exceptions.PublishError:
+        raise BrokerError(f"no queue takes {action!r} and {names.jobs} has no alternate; start a daemon") from None
+
+
+@contextlib.asynccontextmanager
+async def statuses(url: str, names: Names, pattern: str = "#") -> AsyncIterator[asyncio.Queue[dict[str, Any]]]:
+    """Status notifications from now on.
+
+    Args:
+        url: the broker's.
+        names: of exchanges.
+        pattern: routing keys, `<action>.<status>`; `*` and `#` as in AMQP.
+    """
+    seen: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+
+    async def take(message: AbstractIncomingMessage) -> None:
+        with contextlib.suppress(ValueError):
+            seen.put_nowait(json.loads(message.body))
+
+    async with connected(url) as channel:
+        try:
+            await channel.get_exchange(names.status)
+        except exceptions.ChannelNotFoundEntity:
+            raise BrokerError(
+                f"there is no exchange {names.status}: no daemon with the prefix {names.prefix!r} has run on this "
+                "broker; start one with `jef run`"
+            ) from None
+        queue = await channel.declare_queue(exclusive=True)
+        await queue.bind(names.status, pattern)
+        await queue.consume(take, no_ack=True)
+        yield seen
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A message that could not become a job."""
+
+    number: int
+    """Its place in the queue, from 1."""
+    reason: str
+    detail: str
+    routing_key: str
+    body: bytes
+    headers: Mapping[str, Any]
+
+    @property
+    def execution_id(self) -> str:
+        """Where it can be read, else empty."""
+        try:
+            found = json.loads(self.body)["executionId"]
+        except (ValueError, TypeError, KeyError):
+            return ""
+        return str(found)
+
+
+async def dead_letters(url: str, names: Names, most: int = 10_000) -> list[DeadLetter]:
+    """Look at them; every one stays where it is."""
+    async with connected(url) as channel:
+        queue = await _dead_letter_queue(channel, names)
+        # Taken without acknowledging: closing the channel puts all of them back in their order.
+        return [_dead_letter(number, message) async for number, message in _each(queue, most)]
+
+
+async def take_dead_letters(url: str, names: Names, numbers: Sequence[int] | None, *, replay: bool) -> int:
+    """Publish dead letters to the jobs exchange again, or only drop them.
+
+    Args:
+        url: the broker's.
+        names: of exchanges and queues.
+        numbers: which, from 1; None: all that are there now.
+        replay: True: published and confirmed before it is taken away; False: dropped.
+
+    Returns:
+        How many.
+    """
+    done = 0
+    async with connected(url) as channel:
+        queue = await _dead_letter_queue(channel, names)
+        wanted = None if numbers is None else set(numbers)
+        count = queue.declaration_result.message_count or 0
+        async for number, message in _each(queue, count):
+            if wanted is not None and number not in wanted:
+                continue
+            if replay:
+                letter = _dead_letter(number, message)
+                headers = {key: value for key, value in letter.headers.items() if not key.startswith("x-")}
+                await _publish(channel, names, letter.routing_key, letter.body, headers)
+            await message.ack()
+            done += 1
+        # An acknowledgement written just before a quorum queue's connection closes is lost.
+        await asyncio.sleep(0.5 if done else 0)
+    return done
+
+
+async def _dead_letter_queue(channel: AbstractChannel, names: Names) -> AbstractQueue:
+    try:
+        return await channel.declare_queue(names.dead_letters, passive=True)
+    except exceptions.ChannelNotFoundEntity:
+        raise NotFound(f"there is no queue {names.dead_letters}: no daemon with this prefix has run here") from None
+
+
+async def _each(queue: AbstractQueue, most: int) -> AsyncIterator[tuple[int, AbstractIncomingMessage]]:
+    number = 0
+    while number < most:
+        message = await queue.get(fail=False)
+        if message is None:
+            return
+        number += 1
+        yield number, message
+
+
+def _dead_letter(number: int, message: AbstractIncomingMessage) -> DeadLetter:
+    headers = message.headers
+    return DeadLetter(
+        number,
+        str(headers.get("x-jef-reason", headers.get("x-first-death-reason", "unknown"))),
+        str(headers.get("x-jef-detail", "")),
+        str(headers.get("x-jef-routing-key") or message.routing_key or ""),
+        message.body,
+        headers,
+    )
+
+
+async def check(url: str, names: Names, actions: Sequence[str], queue_type: str) -> list[tuple[str, str]]:
+    """Try what a daemon does on the broker.
+
+    Returns:
+        (what, what is wrong with it; empty: ok), in order.
+    """
+    found: list[tuple[str, str]] = []
+    try:
+        async with connected(url) as channel:
+            found.append((f"broker {masked(url)}", ""))
+            for what, step in _steps(channel, Topology.of(names, actions, queue_type), names):
+                try:
+                    await step()
+                except exceptions.AMQPError as error:
+                    said = meaning(error, masked(url))
+                    found.append((what, str(said or reason(error))))
+                    break
+                found.append((what, ""))
+    except BrokerError as error:
+        found.append((f"broker {masked(url)}", str(error)))
+    return found
+
+
+def _steps(channel: AbstractChannel, topology: Topology, names: Names) -> list[tuple[str, Any]]:
+    async def exchanges() -> None:
+        for exchange in topology.exchanges:
+            arguments = dict(exchange.arguments) or None
+            await channel.declare_exchange(exchange.name, exchange.type, durable=True, arguments=arguments)
+
+    async def queues() -> None:
+        for queue in topology.queues:
+            declared = await channel.declare_queue(queue.name, durable=True, arguments=dict(queue.arguments))
+            if queue.exchange is not None:
+                await declared.bind(queue.exchange, queue.routing_key)
+
+    async def publish() -> None:
+        # An exchange of our own that nobody listens to: readers of statuses are not to see a trial.
+        exchange = await channel.declare_exchange(f"{names.prefix}.check", "fanout", durable=False)
+        await exchange.publish(aio_pika.Message(b"{}"), "check", mandatory=False, timeout=_TIMEOUT_S)
+        await exchange.delete()
+
+    async def consume() -> None:
+        queue = await channel.get_queue(names.unroutable, ensure=False)
+        await channel.set_qos(prefetch_count=1)
+        tag = await queue.consume(lambda message: message.nack())
+        await queue.cancel(tag)
+
+    return [
+        ("permission to declare exchanges", exchanges),
+        ("permission to declare and bind queues", queues),
+        ("permission to publish", publish),
+        ("permission to consume", consume),
+    ]
