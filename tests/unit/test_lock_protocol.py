@@ -287,6 +287,22 @@ STORIES = {
         c asks y!       > c WAITING
         a releases      > a RELEASED, b GRANTED
         b releases      > b RELEASED, c GRANTED""",
+    "a grant out of the queue overtakes as well": """
+        a asks x!       > a GRANTED
+        c asks y!       > c GRANTED
+        b asks x! y!    > b WAITING
+        d asks y!       > d WAITING
+        e asks y!       > e WAITING
+        f asks y!       > f WAITING
+        c releases      > c RELEASED, d GRANTED
+        d releases      > d RELEASED, e GRANTED
+        e releases      > e RELEASED
+        a releases      > a RELEASED, b GRANTED""",
+    "all that is over ends": """
+        a asks x!       > a GRANTED
+        b asks y!       > b GRANTED
+        c asks z!       > c GRANTED
+        tick 60         > a EXPIRED, b EXPIRED, c EXPIRED""",
     "who leaves does not keep others out": """
         a asks x!       > a GRANTED
         b asks x! y!    > b WAITING
@@ -296,6 +312,15 @@ STORIES = {
         c releases      > c RELEASED
         c asks y!       > c WAITING
         b cancels       > b CANCELLED, b CANCELLED, c GRANTED""",
+    "a firm waiter is not overtaken behind one that is not firm either": """
+        a asks q! z!    > a GRANTED
+        b asks x! z!    > b WAITING
+        c asks q! x! y! > c WAITING
+        d asks y!       > d GRANTED
+        d releases      > d RELEASED
+        d asks y!       > d GRANTED
+        d releases      > d RELEASED
+        e tries x!      > e REFUSED""",
     "a firm SHARED lets SHARED pass": """
         a asks x!       > a GRANTED
         b asks x! y     > b WAITING
@@ -311,6 +336,14 @@ STORIES = {
         c asks x! y!    > c WAITING
         a releases      > a RELEASED
         d asks x!       > d GRANTED
+        b releases      > b RELEASED
+        d releases      > d RELEASED, c GRANTED""",
+    "who goes on to wait elsewhere does not keep those behind it": """
+        a asks x!       > a GRANTED
+        b asks y!       > b GRANTED
+        c asks x! y!    > c WAITING
+        d asks x!       > d WAITING
+        a releases      > a RELEASED, d GRANTED
         b releases      > b RELEASED
         d releases      > d RELEASED, c GRANTED""",
 }

@@ -1,0 +1,73 @@
+"""One real, private RabbitMQ for the whole run; a prefix of its own for every test.
+
+`JEF_AMQP_URL` uses a broker that is there already; `JEF_TEST_RABBITMQ_PREFIX` another version of RabbitMQ.
+A broker that cannot be had is an error, never a skip.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from broker import PrivateBroker
+from hypothesis import HealthCheck, settings
+
+from tests.support.amqp import Client, delete_all
+from tests.support.process import DaemonProcess
+
+settings.register_profile("dev", deadline=None, max_examples=50)
+settings.register_profile("ci", deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
+
+
+@pytest.fixture(scope="session")
+def broker() -> Iterator[PrivateBroker]:
+    """A running private broker."""
+    with tempfile.TemporaryDirectory(prefix="jef-broker-", ignore_cleanup_errors=True) as folder:
+        private = PrivateBroker(Path(folder))
+        private.start()
+        yield private
+        private.stop()
+
+
+@pytest.fixture
+def own_broker(tmp_path: Path) -> Iterator[PrivateBroker]:
+    """A broker of this test's own, to be killed and restarted."""
+    private = PrivateBroker(tmp_path / "broker")
+    private.start()
+    yield private
+    private.stop()
+
+
+@pytest.fixture
+def amqp_url(broker: PrivateBroker) -> str:
+    """Where the broker is."""
+    return broker.url
+
+
+@pytest.fixture
+def prefix(amqp_url: str) -> Iterator[str]:
+    """Names of this test's own; its queues and exchanges are deleted afterwards."""
+    name = f"t{secrets.token_hex(4)}"
+    yield name
+    asyncio.run(delete_all(amqp_url, name))
+
+
+@pytest.fixture
+async def client(amqp_url: str, prefix: str) -> AsyncIterator[Client]:
+    """A foreign client: speaks plain AMQP, knows only the wire protocol."""
+    async with Client(amqp_url, prefix) as connected:
+        yield connected
+
+
+@pytest.fixture
+def daemon(amqp_url: str, prefix: str, tmp_path: Path) -> Iterator[DaemonProcess]:
+    """A daemon process, not started yet, with the test's actions."""
+    process = DaemonProcess(amqp_url, prefix, tmp_path / "daemon")
+    yield process
+    process.kill()

@@ -1,0 +1,1 @@
+"""What tests share: a foreign client, a daemon process, executors to run."""

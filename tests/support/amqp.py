@@ -1,0 +1,133 @@
+"""A foreign client: plain AMQP, nothing of the daemon's but the wire protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Callable
+from typing import Any, Self
+
+import aio_pika
+from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+
+ENDS = {"COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"}
+ACTIONS = ("quick", "slow", "blocking", "again", "nap", "checksum", "copy", "misbehave", "broken", "watchful", "held")
+
+
+class Client:
+    """Submits requests, keeps every notification.
+
+    The queue of notifications is durable and bound before anything is published, so that nothing is missed
+    whatever happens to daemon or broker.
+    """
+
+    def __init__(self, url: str, prefix: str) -> None:
+        self.url = url
+        self.prefix = prefix
+        self.told: list[dict[str, Any]] = []
+        self._changed = asyncio.Event()
+        self._connection: aio_pika.abc.AbstractRobustConnection
+        self.channel: AbstractChannel
+
+    async def __aenter__(self) -> Self:
+        self._connection = await aio_pika.connect_robust(self.url)
+        self.channel = await self._connection.channel()
+        # The same declarations as the wire protocol's; the daemon finds them equal.
+        status = await self.channel.declare_exchange(f"{self.prefix}.status", "topic", durable=True)
+        queue = await self.channel.declare_queue(
+            f"{self.prefix}.told", durable=True, arguments={"x-queue-type": "quorum"}
+        )
+        await queue.bind(status, "#")
+        await queue.consume(self._take)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._connection.close()
+
+    async def _take(self, message: AbstractIncomingMessage) -> None:
+        self.told.append(json.loads(message.body))
+        await message.ack()
+        self._changed.set()
+
+    async def publish(
+        self,
+        action: str,
+        body: bytes,
+        *,
+        headers: dict[str, Any] | None = None,
+        reply_to: str | None = None,
+        correlation_id: str | None = None,
+    ) -> None:
+        """Publish any bytes to the jobs exchange, confirmed."""
+        exchange = await self.channel.get_exchange(f"{self.prefix}.jobs", ensure=False)
+        message = aio_pika.Message(
+            body,
+            delivery_mode=2,
+            content_type="application/json",
+            headers=headers or {},
+            reply_to=reply_to,
+            correlation_id=correlation_id,
+        )
+        await exchange.publish(message, action)
+
+    async def submit(self, action: str, execution_id: str, configuration: Any = None, **more: Any) -> None:
+        """Publish a request."""
+        request = {"executionId": execution_id, "configuration": configuration or {}, **more}
+        await self.publish(action, json.dumps(request).encode())
+
+    async def until(self, is_true: Callable[[], bool], within_s: float = 30) -> None:
+        """Wait until something is true of what was told."""
+        async with asyncio.timeout(within_s):
+            while not is_true():
+                self._changed.clear()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._changed.wait(), 0.2)
+
+    async def end_of(self, execution_id: str, within_s: float = 30) -> dict[str, Any]:
+        """The final notification of a job."""
+        try:
+            await self.until(lambda: any(told["status"] in ENDS for told in self.of(execution_id)), within_s)
+        except TimeoutError:
+            raise AssertionError(f"no end of {execution_id} was told: {self.of(execution_id)}") from None
+        return next(told for told in reversed(self.of(execution_id)) if told["status"] in ENDS)
+
+    def of(self, execution_id: str) -> list[dict[str, Any]]:
+        """What was told of a job, repetitions dropped as a reader of the protocol does, in order."""
+        seen: dict[int, dict[str, Any]] = {}
+        for told in self.told:
+            if told["executionId"] == execution_id:
+                seen.setdefault(told["sequence"], told)
+        return [seen[number] for number in sorted(seen)]
+
+    def statuses(self, execution_id: str) -> list[str]:
+        """The statuses of a job, in order."""
+        return [told["status"] for told in self.of(execution_id)]
+
+    async def dead_letters(self, count: int, within_s: float = 20) -> list[AbstractIncomingMessage]:
+        """So many dead letters."""
+        queue = await self.channel.get_queue(f"{self.prefix}.dead-letters", ensure=False)
+        found: list[AbstractIncomingMessage] = []
+        async with asyncio.timeout(within_s):
+            while len(found) < count:
+                message = await queue.get(fail=False)
+                if message is None:
+                    await asyncio.sleep(0.05)
+                    continue
+                await message.ack()
+                found.append(message)
+        return found
+
+
+async def delete_all(url: str, prefix: str) -> None:
+    """Delete what a test has made on the broker."""
+    connection = await aio_pika.connect(url)
+    try:
+        channel = await connection.channel()
+        queues = ["told", "unroutable", "dead-letters", "locks", "updates", "control"]
+        for name in (*queues, *(f"jobs.{action}" for action in ACTIONS)):
+            await channel.queue_delete(f"{prefix}.{name}")
+        for name in ("jobs", "unroutable", "dead", "status"):
+            await channel.exchange_delete(f"{prefix}.{name}")
+    finally:
+        await connection.close()

@@ -1,0 +1,143 @@
+"""Executors for tests of the daemon: quick, slow, blocking, and those that misbehave.
+
+`JEF_TEST_TRACE` names a file to which each start appends a line, so that a test can count what really ran.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from jef_daemon import ActionExecutor, ActionExecutorResponse, ExecutionContext
+
+
+def trace(context: ExecutionContext[Any]) -> None:
+    """One line for this start, written at once: O_APPEND lines do not mix."""
+    if path := os.environ.get("JEF_TEST_TRACE"):
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        os.write(descriptor, f"{context.execution_id} {context.attempt} {os.getpid()}\n".encode())
+        os.close(descriptor)
+
+
+class Quick(ActionExecutor):
+    """Answers at once."""
+
+    action = "quick"
+
+    class Configuration(BaseModel):
+        result: str = "done"
+        external_id: str | None = None
+
+    async def execute(self, context: ExecutionContext[Configuration]) -> ActionExecutorResponse:
+        trace(context)
+        return ActionExecutorResponse(
+            result=context.configuration.result,
+            execution_id=context.configuration.external_id,
+            job_context_variables={"attempt": context.attempt, **context.job_context_variables},
+            workflow_context_variables=dict(context.workflow_context_variables),
+        )
+
+
+class Seconds(BaseModel):
+    seconds: float = 0.05
+    steps: int = 1
+
+
+class Slow(ActionExecutor):
+    """Takes its time in the event loop."""
+
+    action = "slow"
+    Configuration = Seconds
+
+    async def execute(self, context: ExecutionContext[Seconds]) -> ActionExecutorResponse:
+        trace(context)
+        for step in range(context.configuration.steps):
+            await context.progress(100 * step / context.configuration.steps, f"step {step}")
+            await asyncio.sleep(context.configuration.seconds / context.configuration.steps)
+        return ActionExecutorResponse(result="slept")
+
+
+class Again(Slow):
+    """Slow, and may simply run again."""
+
+    action = "again"
+    may_run_again = True
+
+
+class Blocking(ActionExecutor):
+    """Takes its time in a process of its own."""
+
+    action = "blocking"
+    Configuration = Seconds
+
+    def execute(self, context: ExecutionContext[Seconds]) -> ActionExecutorResponse:
+        trace(context)
+        (context.scratch / "used").write_text("yes")
+        for step in range(context.configuration.steps):
+            context.progress(100 * step / context.configuration.steps, f"step {step}")
+            time.sleep(context.configuration.seconds / context.configuration.steps)
+        return ActionExecutorResponse(result="slept", job_context_variables={"pid": os.getpid()})
+
+
+class Misbehave(ActionExecutor):
+    """Does whatever wrong it is told to, in a coroutine."""
+
+    action = "misbehave"
+
+    class Configuration(BaseModel):
+        how: str
+
+    async def execute(self, context: ExecutionContext[Configuration]) -> Any:
+        trace(context)
+        return _misbehave(context.configuration.how, context)
+
+
+class Broken(ActionExecutor):
+    """The same in a process."""
+
+    action = "broken"
+    Configuration = Misbehave.Configuration
+
+    def execute(self, context: ExecutionContext[Misbehave.Configuration]) -> Any:
+        trace(context)
+        return _misbehave(context.configuration.how, context)
+
+
+def _misbehave(how: str, context: ExecutionContext[Any]) -> Any:
+    match how:
+        case "raise":
+            raise RuntimeError("on purpose")
+        case "exit":
+            sys.exit(3)
+        case "cancel":
+            raise asyncio.CancelledError
+        case "nonsense":
+            return 42
+        case "object":
+            return ActionExecutorResponse.model_construct(
+                result="", execution_id=None, job_context_variables={"x": object()}, workflow_context_variables={}
+            )
+        case "nan":
+            return ActionExecutorResponse(job_context_variables={"x": float("nan")})
+        case "huge":
+            return ActionExecutorResponse(job_context_variables={"x": "y" * 10_000_000})
+        case "progress":
+            for percent in (250, float("nan"), -5):
+                context.progress(percent, f"{percent}")
+            return None
+        case "os-exit":
+            os._exit(0)
+        case "segfault":
+            ctypes.string_at(0)
+        case "fork":
+            os.spawnlp(os.P_NOWAIT, "sleep", "sleep", "600")
+            Path(os.environ["JEF_TEST_TRACE"] + ".forked").write_text("yes")
+            time.sleep(600)
+    raise AssertionError(how)
