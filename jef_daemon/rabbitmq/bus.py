@@ -24,6 +24,7 @@ from jef_daemon.settings import Bus as BusSettings
 log = structlog.get_logger()
 
 _CONNECT_TIMEOUT_S = 15.0
+_SET_UP_S = 15.0
 _FIRST_PAUSE_S = 0.2
 
 
@@ -133,9 +134,12 @@ class RabbitBus:
         try:
             connection = await connect(self._url, self._settings, self._name, _CONNECT_TIMEOUT_S)
             session = Session(connection, self._settings, self._on_delivery)
-            await session.set_up(self._topology)
-            for source in sorted(self._wanted):
-                await session.consume(source, self._queues[source])
+            # A broker that has just started greets before its queues have leaders; a request that comes too
+            # early hangs there for a minute, one that is asked again is answered at once.
+            async with asyncio.timeout(_SET_UP_S):
+                await session.set_up(self._topology)
+                for source in sorted(self._wanted):
+                    await session.consume(source, self._queues[source])
         except Exception as error:
             if session is not None:
                 await session.discard()

@@ -31,6 +31,16 @@ class Client:
         self.channel: AbstractChannel
 
     async def __aenter__(self) -> Self:
+        # A broker that has just started may let a request hang until its queues have leaders.
+        for patience_s in (5, 5, 10, 20, 60):
+            try:
+                async with asyncio.timeout(patience_s):
+                    return await self._connect()
+            except (TimeoutError, ConnectionError, aio_pika.exceptions.AMQPError):
+                continue
+        raise AssertionError(f"the broker at {self.url} cannot be used")
+
+    async def _connect(self) -> Self:
         self._connection = await aio_pika.connect_robust(self.url)
         self.channel = await self._connection.channel()
         # The same declarations as the wire protocol's; the daemon finds them equal.
