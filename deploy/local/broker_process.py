@@ -99,14 +99,25 @@ def kill_group(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
-def kill_all_at_home(home: Path) -> None:
-    """Kill -9 whatever has this folder as its HOME; only Linux can tell."""
+def kill_all_at_home(home: Path, within_s: float = 5.0) -> None:
+    """Kill -9 whatever has this folder as its HOME, and wait for its end; only Linux can tell."""
+    until = time.monotonic() + within_s
+    while (found := _at_home(home)) and time.monotonic() < until:
+        for pid in found:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+
+
+def _at_home(home: Path) -> list[int]:
     wanted = f"HOME={home}".encode()
+    found = []
     for entry in _PROC.glob("[0-9]*"):
-        # Processes of others cannot be read, and may end while we look.
+        # Processes of others cannot be read, and may end while we look; a zombie's environment is empty.
         with contextlib.suppress(OSError):
             if wanted in (entry / "environ").read_bytes().split(b"\0"):
-                os.kill(int(entry.name), signal.SIGKILL)
+                found.append(int(entry.name))
+    return found
 
 
 def stop_port_mapper(port: int) -> None:
