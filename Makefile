@@ -43,4 +43,5 @@ bench: setup ## Measure against a plain handler, side by side
 	@$(PYTHON) benchmarks/throughput.py
 
 clean: stop ## Remove what was made here
-	@rm -rf .venv .jef .mypy_cache .ruff_cache .pytest_cache .hypothesis dist .coverage*
+	@[ ! -d .jef/broker ] || $(PYTHON) deploy/local/broker.py remove
+	@rm -rf .venv .jef .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage* htmlcov dist

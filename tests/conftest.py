@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from broker import PrivateBroker
+from broker import URL_VARIABLE, PrivateBroker
 from hypothesis import HealthCheck, settings
 
 from tests.support.amqp import Client, delete_all
@@ -32,16 +32,17 @@ def broker() -> Iterator[PrivateBroker]:
         private = PrivateBroker(Path(folder))
         private.start()
         yield private
-        private.stop()
+        private.remove()
 
 
 @pytest.fixture
-def own_broker(tmp_path: Path) -> Iterator[PrivateBroker]:
-    """A broker of this test's own, to be killed and restarted."""
+def own_broker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PrivateBroker]:
+    """A broker of this test's own, to be killed and restarted: never one of the outside."""
+    monkeypatch.delenv(URL_VARIABLE, raising=False)
     private = PrivateBroker(tmp_path / "broker")
     private.start()
     yield private
-    private.stop()
+    private.remove()
 
 
 @pytest.fixture

@@ -1,24 +1,40 @@
 #!/usr/bin/env bash
 # Prepares this checkout: a Python, .venv with the locked packages, the project itself, a RabbitMQ.
 # Says what it does and how long it took; does nothing twice. Called by the Makefile.
-#   setup.sh [--tests]     with --tests: what the tests need besides (ffmpeg, spin)
+#   setup.sh [--tests]     with --tests: what the tests need besides (ffmpeg, spin, a C compiler)
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 say() { printf '\033[1m==>\033[0m %s\n' "$*"; }
 fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
-as_root() { if [ "$(id -u)" = 0 ]; then "$@"; elif command -v sudo >/dev/null; then sudo "$@"; else return 1; fi; }
-apt_install() {
-  command -v apt-get >/dev/null || return 1
-  say "installing $* with apt"
-  as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 update >/dev/null || return 1
-  as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 install -y --no-install-recommends "$@" >/dev/null
+step() { # WHAT COMMAND...: run it, say what and how long
+  local what=$1 began=$SECONDS
+  shift
+  say "$what …"
+  "$@" || return
+  say "$what: done in $((SECONDS - began)) s"
 }
+
+apt_install() {
+  local sudo=
+  command -v apt-get >/dev/null || return 1
+  if [ "$(id -u)" != 0 ]; then
+    command -v sudo >/dev/null || return 1
+    sudo=sudo
+  fi
+  local apt=($sudo env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=300)
+  say "installing $* with apt"
+  # A failed update is no end: the packages may be known already.
+  "${apt[@]}" update >/dev/null || true
+  "${apt[@]}" install -y --no-install-recommends "$@" >/dev/null
+}
+
+# --- a Python ----------------------------------------------------------------------------------------------
 
 find_python() {
   local name
   for name in python3.13 python3.12 python3.11 python3 python; do
-    if command -v "$name" >/dev/null && "$name" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2])' 2>/dev/null; then
+    if "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then
       command -v "$name"
       return
     fi
@@ -26,39 +42,54 @@ find_python() {
   return 1
 }
 
+make_environment() {
+  rm -rf .venv
+  "$1" -m venv .venv >/dev/null 2>&1 || { rm -rf .venv; return 1; }
+}
+
 python=$(find_python) || { apt_install python3 python3-venv && python=$(find_python); } ||
   fail "Python 3.11 or later is needed: Debian 12 and Ubuntu 24.04 have it as python3; on older ones install python3.11"
 
-if [ ! -x .venv/bin/python ] || ! .venv/bin/python -c '' 2>/dev/null; then
-  say "making .venv with $("$python" --version)"
-  rm -rf .venv
-  "$python" -m venv .venv 2>/dev/null || { rm -rf .venv; apt_install python3-venv && "$python" -m venv .venv; } ||
-    fail "$python cannot make a virtual environment; install python3-venv (with sudo) and run this again"
+if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
+  version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+  # Debian and Ubuntu keep ensurepip in a package apart, one per version.
+  step "making .venv with Python $version" make_environment "$python" ||
+    { apt_install "python$version-venv" && make_environment "$python"; } ||
+    { apt_install python3 python3-venv && make_environment /usr/bin/python3; } ||
+    fail "$python cannot make a virtual environment: install python$version-venv (as root) and run this again"
 fi
+
+# --- the packages ------------------------------------------------------------------------------------------
+
+install_packages() {
+  local pip=(.venv/bin/python -m pip install -q --disable-pip-version-check --no-warn-script-location)
+  # pip warns root of what concerns only the system's own Python.
+  export PIP_ROOT_USER_ACTION=ignore
+  "${pip[@]}" --require-hashes -r requirements-dev.lock &&
+    "${pip[@]}" --no-deps --no-build-isolation -e .
+}
 
 stamp=.venv/.installed
 fingerprint=$(cat pyproject.toml requirements.lock requirements-dev.lock deploy/local/setup.sh | cksum)
 if [ "$(cat $stamp 2>/dev/null)" != "$fingerprint" ]; then
-  say "installing the locked packages into .venv (a minute or so)"
-  began=$SECONDS
-  .venv/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-dev.lock 2>&1 |
-    { grep -v '^WARNING: Location' || true; }
-  .venv/bin/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e . 2>&1 |
-    { grep -v '^WARNING: Location' || true; }
-  [ -x .venv/bin/jef ] || fail "the packages could not be installed; is a package index reachable? Try: .venv/bin/pip install -r requirements-dev.lock"
+  step "installing the locked packages into .venv (a minute or so)" install_packages ||
+    fail "the packages could not be installed, see above; with the network and a package index in reach, run this again"
   echo "$fingerprint" >$stamp
-  say "packages installed in $((SECONDS - began)) s"
 fi
 
-say "broker: $(.venv/bin/python deploy/local/broker.py install)"
+# --- the broker --------------------------------------------------------------------------------------------
+
+broker=$(.venv/bin/python deploy/local/broker.py install) || exit 1
+say "broker: $broker"
+
+# --- what the tests run besides ----------------------------------------------------------------------------
 
 if [ "${1:-}" = --tests ]; then
-  missing=
-  command -v ffmpeg >/dev/null || missing="$missing ffmpeg"
-  command -v spin >/dev/null || missing="$missing spin"
-  command -v cc >/dev/null || missing="$missing gcc libc6-dev"
-  if [ -n "$missing" ]; then
-    # shellcheck disable=SC2086
-    apt_install $missing || fail "the tests need these packages:$missing; install them and run this again"
+  missing=()
+  command -v ffmpeg >/dev/null || missing+=(ffmpeg)
+  command -v spin >/dev/null || missing+=(spin)
+  command -v cc >/dev/null || missing+=(gcc libc6-dev)
+  if [ ${#missing[@]} -gt 0 ]; then
+    apt_install "${missing[@]}" || fail "the tests need these programs, install them and run this again: ${missing[*]}"
   fi
 fi

@@ -139,8 +139,10 @@ async def test_the_broker_is_killed_and_restarted_under_load(
     for _ in range(3):
         await asyncio.sleep(random.uniform(0.2, 1.0))
         await asyncio.to_thread(own_broker.kill)
+        position = own_daemon.log.stat().st_size
         await asyncio.sleep(random.uniform(0, 1.0))
         await asyncio.to_thread(own_broker.start)
+        await asyncio.to_thread(own_daemon.wait_for, "broker_connected", position, 60)
     async with Client(own_broker.url, "own") as client:
         await client.submit("quick", "afterwards")
         assert (await client.end_of("afterwards", 60))["status"] == "COMPLETED"
