@@ -60,7 +60,13 @@ async def main(url: str, prefix: str, window: int) -> None:
         await tell(request, 2, "RUNNING", 0)
         variables = {"width": 320}
         await tell(
-            request, 3, "COMPLETED", 100, result="done", jobContextVariables=variables, workflowContextVariables={}
+            request,
+            3,
+            "COMPLETED",
+            100,
+            result="done",
+            jobContextVariables=variables,
+            workflowContextVariables={},
         )
         await message.ack()
 

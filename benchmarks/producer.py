@@ -24,7 +24,9 @@ async def main(url: str, prefix: str, first: int, count: int) -> None:
     for start in range(first, first + count, _AT_ONCE):
         numbers = range(start, min(start + _AT_ONCE, first + count))
         messages = [
-            Outgoing(number, f"{prefix}.jobs", "nothing", b'{"executionId": "b%d", "configuration": {}}' % number)
+            Outgoing(
+                number, f"{prefix}.jobs", "nothing", b'{"executionId": "b%d", "configuration": {}}' % number
+            )
             for number in numbers
         ]
         confirms.append(await publisher.publish(messages))

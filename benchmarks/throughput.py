@@ -91,7 +91,9 @@ class Bench:
             if (declared.declaration_result.message_count or 0) >= 3 * jobs:
                 break
             if time.perf_counter() > patience:
-                raise SystemExit(f"{prefix}: {declared.declaration_result.message_count} of {3 * jobs} were told")
+                raise SystemExit(
+                    f"{prefix}: {declared.declaration_result.message_count} of {3 * jobs} were told"
+                )
             await asyncio.sleep(0.02)
         took = time.perf_counter() - begin
         await producing
@@ -222,7 +224,8 @@ async def compare(url: str, options: argparse.Namespace) -> None:
     plain = await bench.measure("plain")
     daemon = await bench.measure("daemon")
     await connection.close()
-    print(f"\n{'':<26}{'jobs/s':>9}{'with waiting':>14}{'p50 ms':>9}{'p99 ms':>9}{'MB':>9}{'MB, waiting':>14}{'children':>10}")
+    print(f"\n{'':<26}{'jobs/s':>9}{'with waiting':>14}{'p50 ms':>9}{'p99 ms':>9}", end="")
+    print(f"{'MB':>9}{'MB, waiting':>14}{'children':>10}")
     print(_row("plain aio-pika, no ledger", plain))
     print(_row("jef_daemon, full custody", daemon))
     ratio = statistics.median(daemon.rates) / statistics.median(plain.rates)
@@ -234,10 +237,16 @@ async def compare(url: str, options: argparse.Namespace) -> None:
 
 def main() -> None:
     """Read the options, find a broker, compare."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--jobs", type=int, default=10_000, help="jobs per round (default %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds; the median counts (default %(default)s)")
-    parser.add_argument("--waiting", type=int, default=100_000, help="requests in the long queue; 0: leave it out")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="rounds; the median counts (default %(default)s)"
+    )
+    parser.add_argument(
+        "--waiting", type=int, default=100_000, help="requests in the long queue; 0: leave it out"
+    )
     parser.add_argument("--latencies", type=int, default=300, help="single jobs timed when idle")
     options = parser.parse_args()
     if url := os.environ.get("JEF_AMQP_URL"):

@@ -1,8 +1,8 @@
 """The composition root: picks the adapters, wires the stages, runs and ends them in good order.
 
-    bus ── deliveries ──> intake ──> ledger <── worker ──> executors
-     ^                                 │
-     └───────── notify <── outbox ─────┘
+bus ── deliveries ──> intake ──> ledger <── worker ──> executors
+ ^                                 │
+ └───────── notify <── outbox ─────┘
 """
 
 from __future__ import annotations
@@ -72,9 +72,7 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for number in _SIGNALS:
             loop.add_signal_handler(number, self.stop)
-        ledger = SqlLedger(
-            self._settings.ledger, self._names, tracebacks=self._settings.jobs.tell_tracebacks
-        )
+        ledger = SqlLedger(self._settings.ledger, self._names, tracebacks=self._settings.jobs.tell_tracebacks)
         guardian = Guardian(self._settings.ledger)
         async with ledger:
             await self._clear_remains(guardian)
@@ -91,7 +89,9 @@ class Daemon:
     async def _clear_remains(self, guardian: Guardian) -> None:
         killed = await asyncio.to_thread(guardian.kill_remains)
         if killed:
-            log.warning("remains_killed", processes=killed, reason="they belonged to an earlier life of this daemon")
+            log.warning(
+                "remains_killed", processes=killed, reason="they belonged to an earlier life of this daemon"
+            )
         await asyncio.to_thread(shutil.rmtree, self._settings.scratch_dir, ignore_errors=True)
 
     async def _recover(self, ledger: SqlLedger, catalogue: Catalogue) -> None:
@@ -129,12 +129,10 @@ class Daemon:
             self._names,
             list(catalogue.all),
             bus_settings,
-            lambda delivery: intake.deliver(delivery),
+            lambda delivery: intake.deliver(delivery),  # noqa: PLW0108 - intake comes a line later
             f"jef_daemon {__version__}",
         )
-        intake = Intake(
-            ledger, bus, actions, settings.bus.max_body_bytes, worker.wake, backlog.arrived
-        )
+        intake = Intake(ledger, bus, actions, settings.bus.max_body_bytes, worker.wake, backlog.arrived)
         notifier = Notifier(ledger, bus)
         ledger.on_outbox(notifier.put)
         await pool.start()
@@ -233,7 +231,12 @@ def make_folders(settings: Settings) -> None:
 def _tell_catalogue(catalogue: Catalogue) -> None:
     for action in catalogue.all.values():
         if action.problem:
-            log.error("action_not_served", action=action.name, problem=action.problem, consequence="its requests wait")
+            log.error(
+                "action_not_served",
+                action=action.name,
+                problem=action.problem,
+                consequence="its requests wait",
+            )
 
 
 def _first_of(group: BaseExceptionGroup[JefError]) -> JefError:

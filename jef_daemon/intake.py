@@ -162,7 +162,13 @@ def _count(delivery: Delivery, header: str, least: int) -> int:
 
 
 def _text(value: object) -> str | None:
-    return value.decode("ascii", "replace") if isinstance(value, bytes) else value if isinstance(value, str) else None
+    return (
+        value.decode("ascii", "replace")
+        if isinstance(value, bytes)
+        else value
+        if isinstance(value, str)
+        else None
+    )
 
 
 def _tell_refused(refusal: Refusal) -> None:

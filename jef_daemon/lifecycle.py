@@ -281,7 +281,9 @@ def _complete(execution: Execution, event: Completed, now: float) -> None:
 
 
 def _fail(execution: Execution, event: Failed, now: float) -> None:
-    execution.message = f"{event.error_type}: {event.error_message}" if event.error_message else event.error_type
+    execution.message = (
+        f"{event.error_type}: {event.error_message}" if event.error_message else event.error_type
+    )
     execution.external_id = event.external_id or execution.external_id
     _finish(execution, event, now)
 

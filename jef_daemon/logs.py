@@ -35,7 +35,11 @@ def configure(settings: Logging, stream: Any = None) -> None:
     ]
     last: list[Any] = [structlog.dev.ConsoleRenderer(colors=stream.isatty())]
     if not is_console:
-        last = [structlog.processors.format_exc_info, _event_first, structlog.processors.JSONRenderer(default=str)]
+        last = [
+            structlog.processors.format_exc_info,
+            _event_first,
+            structlog.processors.JSONRenderer(default=str),
+        ]
     structlog.configure(
         processors=[*shared, *last],
         wrapper_class=structlog.make_filtering_bound_logger(level),

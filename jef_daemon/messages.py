@@ -12,7 +12,15 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StringConstraints,
+    ValidationError,
+)
 from pydantic.alias_generators import to_camel
 from pydantic_core import from_json, to_json
 
@@ -55,7 +63,9 @@ class Timeouts(_Wire):
 
     queue: Seconds | None = Field(default=None, description="Longest wait for a slot.")
     lock: Seconds | None = Field(default=None, description="Longest wait for locks.")
-    update: Seconds | None = Field(default=None, description="Longest silence between updates of an async job.")
+    update: Seconds | None = Field(
+        default=None, description="Longest silence between updates of an async job."
+    )
     execution: Seconds | None = Field(default=None, description="Longest run of one attempt.")
 
 
@@ -69,7 +79,9 @@ class JobRequest(_Wire):
     workflow_context_variables: Variables = Field(default_factory=dict, description="The workflow's context.")
     locks: list[LockDemand] = Field(default_factory=list, description="Granted together before it starts.")
     priority: int = Field(default=0, ge=-1000, le=1000, description="Higher starts earlier.")
-    not_before: AwareDatetime | None = Field(default=None, description="RFC 3339 instant; it starts no earlier.")
+    not_before: AwareDatetime | None = Field(
+        default=None, description="RFC 3339 instant; it starts no earlier."
+    )
     timeouts: Timeouts = Field(default_factory=Timeouts)
 
 
@@ -100,9 +112,13 @@ class StatusNotification(_Wire):
     status: Status
     action: str
     attempt: int = Field(ge=1)
-    sequence: int = Field(ge=0, description="Rises with each notification of an execution; drop what you saw.")
+    sequence: int = Field(
+        ge=0, description="Rises with each notification of an execution; drop what you saw."
+    )
     timestamp: AwareDatetime
-    external_id: str | None = Field(default=None, description="The executor's own identifier of the work elsewhere.")
+    external_id: str | None = Field(
+        default=None, description="The executor's own identifier of the work elsewhere."
+    )
     result: str | None = Field(default=None, description="COMPLETED only.")
     job_context_variables: Variables | None = Field(default=None, description="COMPLETED only.")
     workflow_context_variables: Variables | None = Field(default=None, description="COMPLETED only.")
@@ -243,15 +259,22 @@ def _refusal(raw: Mapping[str, Any], error: ValidationError) -> RequestRefused:
 
 def explain(error: ValidationError) -> str:
     """All problems of a validation in one sentence that names each field."""
-    problems = (
-        f"{'.'.join(str(part) for part in problem['loc']) or 'the value'}: {problem['msg'].removeprefix('Value error, ')}"
-        for problem in error.errors()
-    )
+    problems = []
+    for problem in error.errors():
+        field = ".".join(str(part) for part in problem["loc"]) or "the value"
+        problems.append(f"{field}: {problem['msg'].removeprefix('Value error, ')}")
     return "; ".join(problems)
 
 
 def _kind(value: object) -> str:
-    names = {type(None): "null", bool: "boolean", int: "number", float: "number", str: "string", list: "array"}
+    names = {
+        type(None): "null",
+        bool: "boolean",
+        int: "number",
+        float: "number",
+        str: "string",
+        list: "array",
+    }
     return names.get(type(value), type(value).__name__)
 
 

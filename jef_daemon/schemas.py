@@ -23,7 +23,13 @@ def json_schemas() -> dict[str, dict[str, Any]]:
 def _channels(names: Names) -> dict[str, tuple[str, str, str, tuple[str, ...], str]]:
     """Name → (address, kind, who acts: the daemon receives or sends, messages, what it is)."""
     return {
-        "jobs": (names.jobs, "topic", "receive", ("JobRequest",), "Requests; routing key: the action's name."),
+        "jobs": (
+            names.jobs,
+            "topic",
+            "receive",
+            ("JobRequest",),
+            "Requests; routing key: the action's name.",
+        ),
         "status": (
             names.status,
             "topic",
@@ -31,9 +37,21 @@ def _channels(names: Names) -> dict[str, tuple[str, str, str, tuple[str, ...], s
             ("StatusNotification",),
             "Status notifications; routing key `<action>.<status in lower case>`.",
         ),
-        "updates": (names.updates, "queue", "receive", ("Update",), "Updates of async jobs, by whoever runs them."),
+        "updates": (
+            names.updates,
+            "queue",
+            "receive",
+            ("Update",),
+            "Updates of async jobs, by whoever runs them.",
+        ),
         "control": (names.control, "queue", "receive", ("Control",), "Commands: cancel, retry, resume."),
-        "locks": (names.locks, "queue", "receive", ("LockRequest",), "Operations on locks; answered to `reply_to`."),
+        "locks": (
+            names.locks,
+            "queue",
+            "receive",
+            ("LockRequest",),
+            "Operations on locks; answered to `reply_to`.",
+        ),
         "workflows": (names.workflows, "queue", "receive", ("WorkflowRequest",), "Requests for workflows."),
         "dead": (names.dead, "fanout", "send", (), "Dead letters, with `x-jef-reason` and `x-jef-detail`."),
     }
@@ -49,7 +67,11 @@ def asyncapi(prefix: str = "jef") -> dict[str, Any]:
             "messages": {message: {"$ref": f"#/components/messages/{message}"} for message in told},
             "bindings": {"amqp": _binding(address, kind)},
         }
-        operations[f"{act}-{name}"] = {"action": act, "channel": {"$ref": f"#/channels/{name}"}, "summary": what}
+        operations[f"{act}-{name}"] = {
+            "action": act,
+            "channel": {"$ref": f"#/channels/{name}"},
+            "summary": what,
+        }
     return {
         "asyncapi": "3.0.0",
         "info": {
@@ -67,8 +89,14 @@ def asyncapi(prefix: str = "jef") -> dict[str, Any]:
 
 def _binding(address: str, kind: str) -> dict[str, Any]:
     if kind == "queue":
-        return {"is": "queue", "queue": {"name": address, "durable": True, "exclusive": False, "autoDelete": False}}
-    return {"is": "routingKey", "exchange": {"name": address, "type": kind, "durable": True, "autoDelete": False}}
+        return {
+            "is": "queue",
+            "queue": {"name": address, "durable": True, "exclusive": False, "autoDelete": False},
+        }
+    return {
+        "is": "routingKey",
+        "exchange": {"name": address, "type": kind, "durable": True, "autoDelete": False},
+    }
 
 
 def _messages() -> dict[str, Any]:

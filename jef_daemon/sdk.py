@@ -42,7 +42,9 @@ class ActionExecutorResponse(BaseModel):
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid")
 
-    result: str = Field(default="", description="A message for people; it becomes the final notification's message.")
+    result: str = Field(
+        default="", description="A message for people; it becomes the final notification's message."
+    )
     execution_id: str | None = Field(
         default=None,
         max_length=255,

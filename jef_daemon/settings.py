@@ -34,16 +34,24 @@ class Bus(_Section):
     """RabbitMQ: queues, flow control."""
 
     queue_type: Literal["quorum", "classic"] = Field(
-        default="quorum", description="Type of the queues that are declared. An existing queue keeps its type."
+        default="quorum",
+        description="Type of the queues that are declared. An existing queue keeps its type.",
     )
     prefetch: int = Field(
         default=250, ge=1, le=2000, description="Deliveries on their way to us per queue, not yet persisted."
     )
-    publish_window: int = Field(default=1000, ge=1, le=10_000, description="Published messages not yet confirmed.")
-    max_body_bytes: int = Field(
-        default=1024 * 1024, ge=1024, le=128 * 1024 * 1024, description="Longest request body; longer: dead letter."
+    publish_window: int = Field(
+        default=1000, ge=1, le=10_000, description="Published messages not yet confirmed."
     )
-    heartbeat_s: int = Field(default=30, ge=1, le=600, description="AMQP heartbeat: how soon a dead broker is seen.")
+    max_body_bytes: int = Field(
+        default=1024 * 1024,
+        ge=1024,
+        le=128 * 1024 * 1024,
+        description="Longest request body; longer: dead letter.",
+    )
+    heartbeat_s: int = Field(
+        default=30, ge=1, le=600, description="AMQP heartbeat: how soon a dead broker is seen."
+    )
     reconnect_max_s: Seconds = Field(default=15.0, description="Longest pause between two tries to connect.")
     connect_for_s: float = Field(
         default=0.0, ge=0, description="Give up (exit code 4) when the broker stays away longer; 0: never."
@@ -73,15 +81,24 @@ class Slots(_Section):
 class Jobs(_Section):
     """How jobs run, where their action does not say otherwise."""
 
-    execution_timeout_s: Seconds | None = Field(default=None, description="Longest run of one attempt; unset: none.")
+    execution_timeout_s: Seconds | None = Field(
+        default=None, description="Longest run of one attempt; unset: none."
+    )
     progress_interval_s: float = Field(
-        default=1.0, ge=0, le=3600, description="At most one progress notification per execution in this time."
+        default=1.0,
+        ge=0,
+        le=3600,
+        description="At most one progress notification per execution in this time.",
     )
     kill_grace_s: float = Field(
-        default=10.0, ge=0, le=3600, description="Between asking a job to stop (SIGTERM) and killing it (SIGKILL)."
+        default=10.0,
+        ge=0,
+        le=3600,
+        description="Between asking a job to stop (SIGTERM) and killing it (SIGKILL).",
     )
     tell_tracebacks: bool = Field(
-        default=True, description="Whether FAILED notifications carry the stack trace. The history always does."
+        default=True,
+        description="Whether FAILED notifications carry the stack trace. The history always does.",
     )
     max_variables_bytes: int = Field(
         default=256 * 1024, ge=1024, description="Longest JSON of a response's two variable maps together."
@@ -91,7 +108,9 @@ class Jobs(_Section):
 class Retention(_Section):
     """How long finished executions are kept."""
 
-    finished_s: Seconds = Field(default=30 * 86400.0, description="Age at which a finished execution is purged.")
+    finished_s: Seconds = Field(
+        default=30 * 86400.0, description="Age at which a finished execution is purged."
+    )
     interval_s: Seconds = Field(default=300.0, description="Time between two purges.")
     step: int = Field(default=500, ge=1, le=10_000, description="Executions per transaction of a purge.")
 
@@ -100,7 +119,10 @@ class Shutdown(_Section):
     """What SIGTERM does."""
 
     drain_s: float = Field(
-        default=30.0, ge=0, le=7 * 86400, description="Time for running jobs to finish; then they are interrupted."
+        default=30.0,
+        ge=0,
+        le=7 * 86400,
+        description="Time for running jobs to finish; then they are interrupted.",
     )
     flush_s: float = Field(
         default=10.0, ge=0, le=3600, description="Time for the last notifications to be confirmed."
@@ -113,7 +135,9 @@ class Logging(_Section):
     format: Literal["auto", "json", "console"] = Field(
         default="auto", description="auto: console on a terminal, else JSON lines."
     )
-    level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least severe told.")
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least severe told."
+    )
 
 
 class Action(BaseModel):
@@ -123,16 +147,21 @@ class Action(BaseModel):
 
     executor: str | None = Field(default=None, description='Where its executor is: "module:Class".')
     command: list[str] | None = Field(
-        default=None, description="Or: a program and its arguments, with {configuration.x} placeholders; no shell."
+        default=None,
+        description="Or: a program and its arguments, with {configuration.x} placeholders; no shell.",
     )
     enabled: bool = Field(default=True, description="False: the daemon does not serve it.")
-    concurrency: int | None = Field(default=None, ge=1, description="Jobs of it at the same time; unset: the slots.")
+    concurrency: int | None = Field(
+        default=None, ge=1, description="Jobs of it at the same time; unset: the slots."
+    )
     execution_timeout_s: Seconds | None = Field(default=None, description="Longest run of one attempt.")
     may_run_again: bool | None = Field(
-        default=None, description="Whether an interrupted attempt may simply be run again; unset: the executor says."
+        default=None,
+        description="Whether an interrupted attempt may simply be run again; unset: the executor says.",
     )
     isolation: Literal["auto", "process"] = Field(
-        default="auto", description="process: a coroutine runs in a process of its own too, as blocking code does."
+        default="auto",
+        description="process: a coroutine runs in a process of its own too, as blocking code does.",
     )
 
     @property
@@ -158,14 +187,21 @@ class Settings(_Section):
         default="", description="The ledger: sqlite:///absolute/path; empty: `ledger.db` in the data folder."
     )
     prefix: str = Field(
-        default="jef", pattern=r"\A[A-Za-z0-9_-]{1,64}\z", description="Beginning of every exchange and queue name."
+        default="jef",
+        pattern=r"\A[A-Za-z0-9_-]{1,64}\z",
+        description="Beginning of every exchange and queue name.",
     )
     data_dir: Path = Field(
-        default_factory=default_data_dir, description="The daemon's own folder: ledger, scratch, default root."
+        default_factory=default_data_dir,
+        description="The daemon's own folder: ledger, scratch, default root.",
     )
     http_host: str = Field(default="127.0.0.1", description="Address of the HTTP port.")
-    http_port: int = Field(default=0, ge=0, le=65535, description="Port for /metrics, /livez, /readyz; 0: none.")
-    python_path: list[Path] = Field(default_factory=list, description="Folders where executors are looked for too.")
+    http_port: int = Field(
+        default=0, ge=0, le=65535, description="Port for /metrics, /livez, /readyz; 0: none."
+    )
+    python_path: list[Path] = Field(
+        default_factory=list, description="Folders where executors are looked for too."
+    )
     bus: Bus = Field(default_factory=Bus)
     slots: Slots = Field(default_factory=Slots)
     jobs: Jobs = Field(default_factory=Jobs)

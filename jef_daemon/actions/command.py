@@ -10,6 +10,7 @@ a cancellation, a time limit, a shutdown; whatever it left behind when it ended 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import signal
@@ -41,20 +42,31 @@ class CommandSettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     argv: list[str] = Field(min_length=1, description="Program and arguments: the key `command`.")
-    environment: dict[str, str] = Field(default_factory=dict, description="Variables added; placeholders are filled.")
+    environment: dict[str, str] = Field(
+        default_factory=dict, description="Variables added; placeholders are filled."
+    )
     inherit_environment: list[str] = Field(
-        default_factory=list, description="Names of the daemon's own variables that are passed on besides the usual."
+        default_factory=list,
+        description="Names of the daemon's own variables that are passed on besides the usual.",
     )
     working_directory: str | None = Field(default=None, description="Unset: the job's scratch folder.")
-    success_exit_codes: list[int] = Field(default=[0], min_length=1, description="Exit codes that mean success.")
+    success_exit_codes: list[int] = Field(
+        default=[0], min_length=1, description="Exit codes that mean success."
+    )
     progress_pattern: str | None = Field(
         default=None,
         description="Regular expression over output lines: a group `percent`, or `done` and `total`, "
         "or `time` (H:MM:SS) beside `duration_pattern`.",
     )
-    duration_pattern: str | None = Field(default=None, description="Its group `duration` (H:MM:SS) is the whole.")
-    message_pattern: str | None = Field(default=None, description="Its first group, or the whole match, is the message.")
-    output_tail_bytes: int = Field(default=8192, ge=0, le=262_144, description="End of the output kept with the result.")
+    duration_pattern: str | None = Field(
+        default=None, description="Its group `duration` (H:MM:SS) is the whole."
+    )
+    message_pattern: str | None = Field(
+        default=None, description="Its first group, or the whole match, is the message."
+    )
+    output_tail_bytes: int = Field(
+        default=8192, ge=0, le=262_144, description="End of the output kept with the result."
+    )
     kill_grace_s: float = Field(default=10.0, ge=0, le=3600, description="Between SIGTERM and SIGKILL.")
 
     @field_validator("argv")
@@ -102,7 +114,9 @@ class Command(ActionExecutor):
             await _end_group(process, self.settings.kill_grace_s)
         if code not in self.settings.success_exit_codes:
             said = output.tail.strip()
-            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+            how = (
+                f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+            )
             raise CommandFailed(f"{argv[0]} {how}" + (f": {said[-2000:]}" if said else ""))
         return ActionExecutorResponse(
             result=output.message or f"{Path(argv[0]).name} ended with exit code {code}",
@@ -124,7 +138,7 @@ class Command(ActionExecutor):
                 start_new_session=True,
             )
         except FileNotFoundError:
-            if not os.path.isdir(folder):
+            if not os.path.isdir(folder):  # noqa: ASYNC240, PTH112 - one look, and only where it failed
                 raise CommandFailed(f"there is no working directory {folder}") from None
             raise CommandFailed(f"there is no program {argv[0]}; install it, or name its full path") from None
         except PermissionError:
@@ -187,10 +201,8 @@ async def _end_group(process: asyncio.subprocess.Process, grace_s: float) -> Non
     """Leave nothing of the group alive; the program itself is given its grace."""
     if process.returncode is None:
         _signal(process.pid, signal.SIGTERM)
-        try:
+        with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(process.wait(), grace_s)
-        except TimeoutError:
-            pass
     _signal(process.pid, signal.SIGKILL)
     await process.wait()
 

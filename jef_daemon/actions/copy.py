@@ -32,7 +32,9 @@ class Copy(ActionExecutor):
         model_config = ConfigDict(extra="forbid")
 
         source: str = Field(description="A file or a folder below the roots.")
-        destination: str = Field(description="Its new path below the roots; a folder that exists: its place in it.")
+        destination: str = Field(
+            description="Its new path below the roots; a folder that exists: its place in it."
+        )
         overwrite: bool = Field(default=False, description="Replace what is there.")
 
     def execute(self, context: ExecutionContext[Configuration]) -> ActionExecutorResponse:
@@ -56,7 +58,8 @@ class Copy(ActionExecutor):
         except OSError as error:
             if error.errno == errno.ENOSPC:
                 raise OSError(
-                    errno.ENOSPC, f"the disk of {destination.parent} is full; {human(total)} were to be copied"
+                    errno.ENOSPC,
+                    f"the disk of {destination.parent} is full; {human(total)} were to be copied",
                 ) from error
             raise
         finally:
@@ -79,7 +82,9 @@ def _check(source: Path, destination: Path, *, overwrite: bool) -> None:
 def _check_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise OSError(errno.ENOSPC, f"{human(needed)} are needed and {human(free)} free on the disk of {folder}")
+        raise OSError(
+            errno.ENOSPC, f"{human(needed)} are needed and {human(free)} free on the disk of {folder}"
+        )
 
 
 def _part_of(destination: Path, execution_id: str) -> Path:

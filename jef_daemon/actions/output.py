@@ -68,7 +68,9 @@ class Output:
     @property
     def tail(self) -> str:
         """The end of the output."""
-        return b"".join(self._kept)[-self._tail_bytes :].decode("utf-8", "replace") if self._tail_bytes else ""
+        return (
+            b"".join(self._kept)[-self._tail_bytes :].decode("utf-8", "replace") if self._tail_bytes else ""
+        )
 
     def _keep(self, chunk: bytes) -> None:
         self._kept.append(chunk)

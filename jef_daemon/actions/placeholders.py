@@ -84,7 +84,9 @@ def _text(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if not isinstance(value, str | int | float):
-        raise ConfigurationRefused(f"{name} is {type(value).__name__}; an argument takes a text, a number or a boolean")
+        raise ConfigurationRefused(
+            f"{name} is {type(value).__name__}; an argument takes a text, a number or a boolean"
+        )
     text = str(value)
     if "\0" in text:
         raise ConfigurationRefused(f"{name} holds a NUL character, which no argument can")

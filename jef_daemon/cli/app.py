@@ -59,9 +59,15 @@ common = Common()
 
 @app.callback()
 def options(
-    config: Annotated[Path | None, typer.Option("--config", "-c", help="Configuration file (JEF_CONFIG).")] = None,
-    amqp_url: Annotated[str | None, typer.Option(help="The broker (JEF_AMQP_URL).", show_default=False)] = None,
-    ledger_url: Annotated[str | None, typer.Option(help="The ledger (JEF_LEDGER_URL).", show_default=False)] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="Configuration file (JEF_CONFIG).")
+    ] = None,
+    amqp_url: Annotated[
+        str | None, typer.Option(help="The broker (JEF_AMQP_URL).", show_default=False)
+    ] = None,
+    ledger_url: Annotated[
+        str | None, typer.Option(help="The ledger (JEF_LEDGER_URL).", show_default=False)
+    ] = None,
     prefix: Annotated[str | None, typer.Option(help="Beginning of all queue names (JEF_PREFIX).")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", "-s", help="Any key: --set slots.total=8. Again for more.")

@@ -25,7 +25,6 @@ def run(config: Config = None, settings: Overrides = None) -> None:
     """Run the daemon, until SIGTERM or Ctrl-C; again makes haste.
 
     Examples:
-
       jef run
 
       jef run --config config/jef.toml
@@ -43,14 +42,15 @@ def run(config: Config = None, settings: Overrides = None) -> None:
 
 @app.command(rich_help_panel="The daemon")
 def actions(
-    name: Annotated[str | None, typer.Argument(help="Only this one, with its configuration's schema.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Only this one, with its configuration's schema.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="All of it, as JSON.")] = False,
     config: Config = None,
 ) -> None:
     """What a daemon with this configuration runs, and what each action's configuration must hold.
 
     Examples:
-
       jef actions
 
       jef actions checksum
@@ -90,7 +90,6 @@ def check(config: Config = None) -> None:
     Looks at configuration, broker, permissions, ledger, folders and executors. Exit code 1 if anything is wrong.
 
     Examples:
-
       jef check
 
       jef check --config config/jef.toml

@@ -30,20 +30,29 @@ def submit(
     action: Annotated[str, typer.Argument(help="The action's name.")],
     configuration: Annotated[list[str] | None, typer.Argument(help="key=value, or key:=JSON")] = None,
     as_json: Annotated[str | None, typer.Option("--json", help="The configuration as a JSON object.")] = None,
-    file: Annotated[Path | None, typer.Option(help="The configuration from a JSON file; - for standard input.")] = None,
-    identifier: Annotated[str | None, typer.Option("--id", help="The execution id; default: a new one.")] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="The configuration from a JSON file; - for standard input.")
+    ] = None,
+    identifier: Annotated[
+        str | None, typer.Option("--id", help="The execution id; default: a new one.")
+    ] = None,
     workflow_id: Annotated[str | None, typer.Option(help="The workflow it belongs to.")] = None,
-    lock: Annotated[list[str] | None, typer.Option(help="resource, or resource:SHARED. Again for more.")] = None,
+    lock: Annotated[
+        list[str] | None, typer.Option(help="resource, or resource:SHARED. Again for more.")
+    ] = None,
     priority: Annotated[int, typer.Option(help="Higher starts earlier.")] = 0,
     not_before: Annotated[str | None, typer.Option(help="RFC 3339 instant; it starts no earlier.")] = None,
-    timeout: Annotated[list[str] | None, typer.Option(help="clock=seconds: queue, lock, update, execution.")] = None,
+    timeout: Annotated[
+        list[str] | None, typer.Option(help="clock=seconds: queue, lock, update, execution.")
+    ] = None,
     variable: Annotated[list[str] | None, typer.Option(help="A job context variable, key=value.")] = None,
-    wait: Annotated[bool, typer.Option("--wait", "-w", help="Stay until it ends; exit code 1 unless COMPLETED.")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", "-w", help="Stay until it ends; exit code 1 unless COMPLETED.")
+    ] = False,
 ) -> None:
     """Submit a job.
 
     Examples:
-
       jef submit checksum path=movies --wait
 
       jef submit copy source=in/a.mov destination=out/a.mov --lock asset/42
@@ -75,13 +84,14 @@ def list_(
     workflow: Annotated[str | None, typer.Option(help="Only of this workflow.")] = None,
     since: Annotated[str | None, typer.Option(help="Queued since: 2h, 7d, or an RFC 3339 instant.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many on a page.")] = 30,
-    before: Annotated[int | None, typer.Option(help="The page that begins here; the last page says where.")] = None,
+    before: Annotated[
+        int | None, typer.Option(help="The page that begins here; the last page says where.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="A JSON object on each line.")] = False,
 ) -> None:
     """Jobs in the ledger, newest first.
 
     Examples:
-
       jef list
 
       jef list --status FAILED --since 24h
@@ -107,13 +117,14 @@ def list_(
 
 @app.command(rich_help_panel="Jobs")
 def show(
-    identifier: Annotated[str, typer.Argument(help="The execution id, or the executor's own for the work elsewhere.")],
+    identifier: Annotated[
+        str, typer.Argument(help="The execution id, or the executor's own for the work elsewhere.")
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """All about one job: status, request, result, variables.
 
     Examples:
-
       jef show 624
 
       jef show render-77 --json
@@ -121,7 +132,10 @@ def show(
     reader = _reader()
     execution = reader.find(identifier)
     told = _told(execution)
-    told |= {"request": reader.request(execution.execution_id), "outcome": reader.outcome(execution.execution_id) or None}
+    told |= {
+        "request": reader.request(execution.execution_id),
+        "outcome": reader.outcome(execution.execution_id) or None,
+    }
     if as_json:
         typer.echo(json.dumps(told, indent=2))
         return
@@ -139,7 +153,6 @@ def history(
     """What happened to a job: when, who, why, at which attempt, with stack traces.
 
     Examples:
-
       jef history 624
     """
     reader = _reader()
@@ -167,7 +180,6 @@ def watch(
     """Watch jobs live, from the status exchange; lines instead of a table where there is no terminal.
 
     Examples:
-
       jef watch
 
       jef watch --action transcode --for 60
@@ -380,7 +392,7 @@ async def _watch(action: str, for_s: float | None, *, as_json: bool) -> None:
                     if is_live:
                         table.put(told)
                     else:
-                        print(json.dumps(told) if as_json else line(told), flush=True)  # noqa: T201
+                        print(json.dumps(told) if as_json else line(told), flush=True)
 
 
 def _nothing() -> Any:

@@ -20,7 +20,6 @@ def purge(
     """Delete finished executions with their histories, in small steps; a running daemon is not disturbed.
 
     Examples:
-
       jef purge --older-than 7d
 
       jef purge --older-than 0s --yes
@@ -45,12 +44,13 @@ def purge(
 @app.command(rich_help_panel="Keeping house")
 def schema(
     name: Annotated[str | None, typer.Argument(help="A message: JobRequest, StatusNotification, …")] = None,
-    asyncapi: Annotated[bool, typer.Option("--asyncapi", help="The AsyncAPI document of all channels.")] = False,
+    asyncapi: Annotated[
+        bool, typer.Option("--asyncapi", help="The AsyncAPI document of all channels.")
+    ] = False,
 ) -> None:
     """JSON Schemas of every message on the wire, and an AsyncAPI document, for clients in any language.
 
     Examples:
-
       jef schema
 
       jef schema JobRequest > job-request.json

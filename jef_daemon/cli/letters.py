@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from jef_daemon.rabbitmq.client import DeadLetter
 
 letters = typer.Typer(
-    help="Messages that could not become a job: list, show, replay, drop.", no_args_is_help=True, rich_markup_mode="rich"
+    help="Messages that could not become a job: list, show, replay, drop.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
 )
 app.add_typer(letters, name="dead-letters", rich_help_panel="Keeping house")
 
@@ -25,11 +27,12 @@ Reason = Annotated[str | None, typer.Option(help="All with this reason: not-json
 
 
 @letters.command("list")
-def list_(as_json: Annotated[bool, typer.Option("--json", help="A JSON object on each line.")] = False) -> None:
+def list_(
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON object on each line.")] = False,
+) -> None:
     """What is there, and why; everything stays where it is.
 
     Examples:
-
       jef dead-letters list
     """
     for letter in _all():
@@ -47,12 +50,13 @@ def show(which: Annotated[str, typer.Argument(help="A number from `list`, or an 
     """One of them, with headers and body.
 
     Examples:
-
       jef dead-letters show 1
     """
     for number in _numbers(_all(), [which], everything=False, reason=None):
         letter = _all()[number - 1]
-        typer.echo(json.dumps(_told(letter) | {"headers": {k: str(v) for k, v in letter.headers.items()}}, indent=2))
+        typer.echo(
+            json.dumps(_told(letter) | {"headers": {k: str(v) for k, v in letter.headers.items()}}, indent=2)
+        )
         typer.echo(letter.body.decode("utf-8", "backslashreplace"))
 
 
@@ -61,7 +65,6 @@ def replay(which: Which = None, everything: All = False, reason: Reason = None) 
     """Send them to the jobs exchange again, as they came.
 
     Examples:
-
       jef dead-letters replay 1 3
 
       jef dead-letters replay --reason unroutable
@@ -74,7 +77,6 @@ def drop(which: Which = None, everything: All = False, reason: Reason = None) ->
     """Throw them away.
 
     Examples:
-
       jef dead-letters drop 2
 
       jef dead-letters drop --all

@@ -50,7 +50,11 @@ class JobTable:
         for execution_id, told in self._jobs.items():
             status, percent = str(told.get("status")), int(told.get("progress") or 0)
             bar = ProgressBar(
-                total=100, completed=percent, width=20, complete_style=STYLES.get(status, "white"), finished_style="green"
+                total=100,
+                completed=percent,
+                width=20,
+                complete_style=STYLES.get(status, "white"),
+                finished_style="green",
             )
             message = escape(str(told.get("message") or "").partition("\n")[0])
             table.add_row(execution_id, str(told.get("action")), styled(status), bar, str(percent), message)

@@ -47,7 +47,9 @@ def ago(text: str) -> float:
 
 def when(instant: float | None) -> str:
     """A local time, to the second; a dash for never."""
-    return "-" if instant is None else datetime.fromtimestamp(instant).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    return (
+        "-" if instant is None else datetime.fromtimestamp(instant).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    )
 
 
 def took(seconds: float | None) -> str:

@@ -18,7 +18,10 @@ _BUSY_S = 5.0
 
 _MEANINGS = (
     ("disk is full", "its disk is full; free some space on it"),
-    ("readonly database", "it cannot be written; check the owner and the permissions of the file and its folder"),
+    (
+        "readonly database",
+        "it cannot be written; check the owner and the permissions of the file and its folder",
+    ),
     ("unable to open", "it cannot be opened; check that the folder exists and belongs to the daemon's user"),
     ("database is locked", "another process holds it locked; find it with `fuser` and let it finish"),
     ("not a database", "the file is no ledger; move it away or set another JEF_LEDGER_URL"),
@@ -66,9 +69,13 @@ def parse(ledger_url: str) -> URL:
     except ArgumentError:
         raise LedgerError(f"{ledger_url!r} is no ledger URL; write sqlite:////absolute/path") from None
     if url.get_backend_name() != "sqlite":
-        raise LedgerError(f"a ledger on {url.get_backend_name()} is not supported yet; use sqlite:////absolute/path")
+        raise LedgerError(
+            f"a ledger on {url.get_backend_name()} is not supported yet; use sqlite:////absolute/path"
+        )
     if not url.database or url.database == ":memory:":
-        raise LedgerError("the ledger must be a file, or a restart would lose every job: sqlite:////absolute/path")
+        raise LedgerError(
+            "the ledger must be a file, or a restart would lose every job: sqlite:////absolute/path"
+        )
     return url
 
 
@@ -180,7 +187,12 @@ def _set_up_writer(dbapi: Any, record: object) -> None:
     # SQLite's driver must not begin transactions by itself: ours begin with the write lock (see below).
     dbapi.isolation_level = None
     cursor = dbapi.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "temp_store=MEMORY", "journal_size_limit=67108864"):
+    for pragma in (
+        "journal_mode=WAL",
+        "synchronous=FULL",
+        "temp_store=MEMORY",
+        "journal_size_limit=67108864",
+    ):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 
@@ -200,4 +212,6 @@ def _begin_reading(connection: Any) -> None:
 
 
 def _named(url: URL) -> str:
-    return str(url.database) if url.get_backend_name() == "sqlite" else url.render_as_string(hide_password=True)
+    return (
+        str(url.database) if url.get_backend_name() == "sqlite" else url.render_as_string(hide_password=True)
+    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic_core import to_json
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
@@ -37,7 +37,9 @@ _UPDATE = (
 )
 _DELETE_OUTCOMES = delete(schema.outcomes).where(schema.outcomes.c.execution_id == bindparam("key"))
 _INSERT_OUTCOME = insert(schema.outcomes)
-_DELETE_OUTBOX = delete(schema.outbox).where(schema.outbox.c.id.between(bindparam("first"), bindparam("last")))
+_DELETE_OUTBOX = delete(schema.outbox).where(
+    schema.outbox.c.id.between(bindparam("first"), bindparam("last"))
+)
 
 _READY = (_EX.status == "QUEUED") & _EX.handed_back.is_(False) & _EX.wants_locks.is_(False)
 _IS_DUE = _EX.not_before.is_(None) | (_EX.not_before <= bindparam("now"))
@@ -53,7 +55,6 @@ _BACKLOG = select(_EX.action, func.count()).where(_READY, _EX.not_before.is_(Non
 
 MayRunAgain = Callable[[str], bool]
 """Whether an interrupted attempt of an action may simply be run again."""
-_T = TypeVar("_T")
 
 
 class Transaction:
@@ -318,7 +319,9 @@ class Transaction:
                 self._outcomes[execution.execution_id] = body
             self._tell(execution, body, execution.reply_to if is_final else None, execution.correlation_id)
 
-    def _tell(self, execution: Execution, body: bytes, reply_to: str | None, correlation_id: str | None) -> None:
+    def _tell(
+        self, execution: Execution, body: bytes, reply_to: str | None, correlation_id: str | None
+    ) -> None:
         key = messages.routing_key(execution.action, execution.status)
         headers = {"traceparent": execution.traceparent} if execution.traceparent else None
         self._post(self._names.status, key, body, headers)

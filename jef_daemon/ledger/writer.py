@@ -139,7 +139,9 @@ class Writer:
                 chosen = [operation for operation in batch if operation.kind == kind]
                 if chosen:
                     answers = _RUN[kind](transaction, [operation.argument for operation in chosen])
-                    by_id |= {id(operation): answer for operation, answer in zip(chosen, answers, strict=True)}
+                    by_id |= {
+                        id(operation): answer for operation, answer in zip(chosen, answers, strict=True)
+                    }
             transaction.finish()
         # Only a committed transaction uses up its numbers.
         self._next_id = transaction.next_id

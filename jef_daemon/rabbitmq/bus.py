@@ -114,7 +114,9 @@ class RabbitBus:
             async for attempt in tenacity.AsyncRetrying(
                 retry=tenacity.retry_if_exception(self._can_be_waited_out),
                 wait=tenacity.wait_random_exponential(_FIRST_PAUSE_S, max=settings.reconnect_max_s),
-                stop=tenacity.stop_after_delay(settings.connect_for_s) if settings.connect_for_s else tenacity.stop_never,
+                stop=tenacity.stop_after_delay(settings.connect_for_s)
+                if settings.connect_for_s
+                else tenacity.stop_never,
                 before_sleep=tell,
                 reraise=True,
             ):
@@ -140,7 +142,7 @@ class RabbitBus:
                 await session.set_up(self._topology)
                 for source in sorted(self._wanted):
                     await session.consume(source, self._queues[source])
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the client raises what it likes; told and tried again
             if session is not None:
                 await session.discard()
             raise meaning(error, self._where) or error from None

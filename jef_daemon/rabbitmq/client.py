@@ -38,14 +38,16 @@ async def connected(url: str) -> AsyncIterator[AbstractChannel]:
         async with asyncio.timeout(2 * _TIMEOUT_S):
             connection = await aio_pika.connect(url, timeout=_TIMEOUT_S)
             channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - the library raises what it likes; all mean: no broker
         raise meaning(error, where) or BrokerError(
             f"no broker answers at {where} ({reason(error)}); start RabbitMQ or set JEF_AMQP_URL"
         ) from None
     try:
         yield channel
     except exceptions.AMQPError as error:
-        raise meaning(error, where) or BrokerError(f"the broker at {where} refuses: {reason(error)}") from None
+        raise meaning(error, where) or BrokerError(
+            f"the broker at {where} refuses: {reason(error)}"
+        ) from None
     finally:
         await connection.close()
 
@@ -80,11 +82,15 @@ async def _publish(
             "start one with `jef run`"
         ) from None
     except exceptions.PublishError:
-        raise BrokerError(f"no queue takes {action!r} and {names.jobs} has no alternate; start a daemon") from None
+        raise BrokerError(
+            f"no queue takes {action!r} and {names.jobs} has no alternate; start a daemon"
+        ) from None
 
 
 @contextlib.asynccontextmanager
-async def statuses(url: str, names: Names, pattern: str = "#") -> AsyncIterator[asyncio.Queue[dict[str, Any]]]:
+async def statuses(
+    url: str, names: Names, pattern: str = "#"
+) -> AsyncIterator[asyncio.Queue[dict[str, Any]]]:
     """Status notifications from now on.
 
     Args:
@@ -177,7 +183,9 @@ async def _dead_letter_queue(channel: AbstractChannel, names: Names) -> Abstract
     try:
         return await channel.declare_queue(names.dead_letters, passive=True)
     except exceptions.ChannelNotFoundEntity:
-        raise NotFound(f"there is no queue {names.dead_letters}: no daemon with this prefix has run here") from None
+        raise NotFound(
+            f"there is no queue {names.dead_letters}: no daemon with this prefix has run here"
+        ) from None
 
 
 async def _each(queue: AbstractQueue, most: int) -> AsyncIterator[tuple[int, AbstractIncomingMessage]]:

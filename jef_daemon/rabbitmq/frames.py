@@ -69,7 +69,12 @@ def publish(
         properties = b"".join(parts)
     size = len(body)
     header = _CONTENT.pack(_BASIC, 0, size, flags) + properties
-    frames = [_method(channel, exchange, routing_key), _FRAME.pack(_HEADER, channel, len(header)), header, _END]
+    frames = [
+        _method(channel, exchange, routing_key),
+        _FRAME.pack(_HEADER, channel, len(header)),
+        header,
+        _END,
+    ]
     for start in range(0, size, max_body):
         piece = body[start : start + max_body]
         frames += (_FRAME.pack(_BODY, channel, len(piece)), piece, _END)

@@ -25,14 +25,18 @@ def meaning(error: BaseException, where: str) -> BrokerError | None:
     if isinstance(error, exceptions.ChannelPreconditionFailed):
         return TopologyConflict(_conflict(text))
     if isinstance(error, exceptions.AuthenticationError | exceptions.ProbableAuthenticationError):
-        return BrokerError(f"the broker at {where} refuses user or password; check JEF_AMQP_URL or its secret file")
+        return BrokerError(
+            f"the broker at {where} refuses user or password; check JEF_AMQP_URL or its secret file"
+        )
     if isinstance(error, exceptions.ConnectionNotAllowed) or "NOT_ALLOWED" in text:
         if "not found" in text:
             return BrokerError(
                 f"the broker at {where} has no such virtual host; create it with `rabbitmqctl add_vhost`, "
                 "or name another at the end of JEF_AMQP_URL"
             )
-        return BrokerError(f"the user has no access to the virtual host of {where}; `rabbitmqctl set_permissions`")
+        return BrokerError(
+            f"the user has no access to the virtual host of {where}; `rabbitmqctl set_permissions`"
+        )
     if isinstance(error, exceptions.ChannelAccessRefused) or "ACCESS_REFUSED" in text:
         return BrokerError(
             f"the user of {where} lacks a permission: {text}; grant it with `rabbitmqctl set_permissions`"

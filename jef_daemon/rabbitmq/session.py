@@ -58,7 +58,9 @@ class Session:
                 exchange.name, exchange.type, durable=True, arguments=dict(exchange.arguments) or None
             )
         for queue in topology.queues:
-            declared = await declaring.declare_queue(queue.name, durable=True, arguments=dict(queue.arguments))
+            declared = await declaring.declare_queue(
+                queue.name, durable=True, arguments=dict(queue.arguments)
+            )
             if queue.exchange is not None:
                 await declared.bind(queue.exchange, queue.routing_key)
         await declaring.close()
@@ -180,7 +182,9 @@ async def _both(one: Awaitable[None], other: Awaitable[None]) -> None:
     await asyncio.gather(one, other)
 
 
-async def connect(url: str, settings: BusSettings, name: str, timeout_s: float) -> aio_pika.abc.AbstractConnection:
+async def connect(
+    url: str, settings: BusSettings, name: str, timeout_s: float
+) -> aio_pika.abc.AbstractConnection:
     """Open a connection that does not try to heal itself: the bus starts a new session instead."""
     return await aio_pika.connect(
         url, timeout=timeout_s, heartbeat=settings.heartbeat_s, client_properties={"connection_name": name}

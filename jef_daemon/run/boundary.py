@@ -121,7 +121,9 @@ def _completed(result: Any, job: JobInput) -> Completed:
     size = _json_bytes("job_context_variables", result.job_context_variables)
     size += _json_bytes("workflow_context_variables", result.workflow_context_variables)
     if size > limit:
-        raise ResponseRefused(f"the variables take {size} bytes; {limit} are allowed (jobs.max_variables_bytes)")
+        raise ResponseRefused(
+            f"the variables take {size} bytes; {limit} are allowed (jobs.max_variables_bytes)"
+        )
     return Completed(
         result=result.result,
         external_id=result.execution_id,
@@ -145,7 +147,9 @@ def failed(error: BaseException) -> Failed:
     """The end of a job that raised: type, message, and the stack trace of the executor's own frames."""
     kind = type(error)
     ours = isinstance(error, ExecutorError)
-    name = kind.__name__ if ours or kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    name = (
+        kind.__name__ if ours or kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    )
     return Failed(
         error_type=name,
         error_message=_text(error)[:_MESSAGE_CHARACTERS],

@@ -123,7 +123,8 @@ def load(spec: ActionSpec) -> ActionExecutor:
     except ModuleNotFoundError as error:
         looked = ", ".join(sys.path[:3])
         raise ExecutorNotLoaded(
-            f"{where}: there is no module {error.name} (looked in {looked}, …); install it or add its folder to python_path"
+            f"{where}: there is no module {error.name} (looked in {looked}, …); "
+            "install it or add its folder to python_path"
         ) from None
     except AttributeError:
         raise ExecutorNotLoaded(f"{where}: module {module_name} has no {attribute}") from None
@@ -143,4 +144,6 @@ def _make(kind: type[ActionExecutor], spec: ActionSpec, where: str) -> ActionExe
     except ValidationError as error:
         raise ExecutorNotLoaded(f"{where}: {explain(error)}") from None
     except Exception as error:
-        raise ExecutorNotLoaded(f"{where}: {kind.__name__}() raised {type(error).__name__}: {error}") from error
+        raise ExecutorNotLoaded(
+            f"{where}: {kind.__name__}() raised {type(error).__name__}: {error}"
+        ) from error

@@ -46,7 +46,10 @@ class Guardian:
         """Mark this process' future children and set the guardian up."""
         environment = {key: value for key, value in os.environ.items() if key != VARIABLE}
         self._process = subprocess.Popen(  # noqa: S603  our own file, no shell
-            [sys.executable, __file__, self.mark], stdin=subprocess.PIPE, env=environment, start_new_session=True
+            [sys.executable, __file__, self.mark],
+            stdin=subprocess.PIPE,
+            env=environment,
+            start_new_session=True,
         )
         os.environ[VARIABLE] = self.mark
 

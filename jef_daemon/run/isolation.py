@@ -162,7 +162,9 @@ class _Seat:
             answer: tuple[Progressed | None, Event] = await asyncio.shield(self._answer)
         except BrokenProcessPool:
             self.is_alive = False
-            raise Crashed("the executor's process ended without an answer (crash, os._exit or out of memory)") from None
+            raise Crashed(
+                "the executor's process ended without an answer (crash, os._exit or out of memory)"
+            ) from None
         return answer
 
     async def stop(self, grace_s: float) -> None:

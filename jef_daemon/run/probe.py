@@ -36,7 +36,9 @@ async def examine(settings: Settings) -> Catalogue:
         open_specs = [spec for spec in open_specs if spec.name not in answers]
         if problem and open_specs:
             culprit = open_specs.pop(0)
-            answers[culprit.name] = {"problem": f"actions.{culprit.name}: importing {culprit.executor} {problem}"}
+            answers[culprit.name] = {
+                "problem": f"actions.{culprit.name}: importing {culprit.executor} {problem}"
+            }
     return Catalogue({name: _action(spec, answers[name], settings) for name, spec in found.items()})
 
 

@@ -22,7 +22,17 @@ class Progress:
         emit: where to.
     """
 
-    __slots__ = ("_closed", "_due", "_emit", "_interval_s", "_loop", "_message", "_next_at", "_pending", "_percent")
+    __slots__ = (
+        "_closed",
+        "_due",
+        "_emit",
+        "_interval_s",
+        "_loop",
+        "_message",
+        "_next_at",
+        "_pending",
+        "_percent",
+    )
 
     def __init__(self, interval_s: float, emit: Emit) -> None:
         self._loop = asyncio.get_running_loop()

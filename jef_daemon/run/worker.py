@@ -147,7 +147,9 @@ class Worker:
             task = asyncio.create_task(self._job(job), name=f"job {job.execution.execution_id}")
             self._running[task] = job.execution
             task.add_done_callback(self._leave)
-        for name, count in Counter(job.execution.action for job in claimed if job.execution.is_backlog).items():
+        for name, count in Counter(
+            job.execution.action for job in claimed if job.execution.is_backlog
+        ).items():
             self._on_claimed(name, count)
         if self._asked_again:
             self._asked_again = False
@@ -171,11 +173,15 @@ class Worker:
             lambda event: self._ledger.applying(execution.execution_id, execution.attempt, [event]),
         )
         job = self._input(execution, claimed.body)
-        running = asyncio.create_task(self._perform(action, job, progress), name=f"executor {job.execution_id}")
+        running = asyncio.create_task(
+            self._perform(action, job, progress), name=f"executor {job.execution_id}"
+        )
         outcome = await self._outcome(running, action, execution)
         await self._ledger.applying(execution.execution_id, execution.attempt, [*progress.rest(), outcome])
         await _clean(job.scratch)
-        log.info("finished", execution_id=execution.execution_id, action=execution.action, outcome=_word(outcome))
+        log.info(
+            "finished", execution_id=execution.execution_id, action=execution.action, outcome=_word(outcome)
+        )
 
     async def _perform(self, action: Action, job: JobInput, progress: Progress) -> Event:
         if action.is_blocking:
@@ -231,7 +237,7 @@ class Worker:
 
 
 async def _clean(folder: str) -> None:
-    if os.path.isdir(folder):
+    if os.path.isdir(folder):  # noqa: ASYNC240, PTH112 - microseconds; a thread would cost more
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
 

@@ -1,7 +1,7 @@
 """Runs an executor in a unit test: no broker, no ledger, the daemon's own life cycle and messages.
 
-    job = run(Thumbnail, {"source": "/in/a.mov"})
-    assert job.status == "COMPLETED"
+job = run(Thumbnail, {"source": "/in/a.mov"})
+assert job.status == "COMPLETED"
 """
 
 from __future__ import annotations
@@ -120,7 +120,9 @@ async def arun(
 
 
 def run(
-    executor: type[ActionExecutor] | ActionExecutor, configuration: Mapping[str, Any] | None = None, **more: Any
+    executor: type[ActionExecutor] | ActionExecutor,
+    configuration: Mapping[str, Any] | None = None,
+    **more: Any,
 ) -> TestRun:
     """`arun` from a plain test; takes the same arguments."""
     return asyncio.run(arun(executor, configuration, **more))

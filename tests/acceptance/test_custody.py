@@ -37,7 +37,9 @@ def check_ends(daemon: DaemonProcess, client: Client, names: list[str]) -> Count
         told = client.of(name)
         kept = ledger[name]
         assert told[-1]["status"] in ENDS, f"seed {SEED}: {name} ended as {told[-1]}"
-        assert (kept.status.value, kept.sequence) == (told[-1]["status"], told[-1]["sequence"]), f"seed {SEED}: {name}"
+        assert (kept.status.value, kept.sequence) == (told[-1]["status"], told[-1]["sequence"]), (
+            f"seed {SEED}: {name}"
+        )
         assert [each["sequence"] for each in told] == list(range(1, len(told) + 1)), f"seed {SEED}: {told}"
         assert [each["status"] for each in told[:1]] == ["QUEUED"]
         ends[told[-1]["error"]["type"] if "error" in told[-1] else told[-1]["status"]] += 1
@@ -106,7 +108,9 @@ async def test_a_killed_daemon_leaves_no_process(daemon: DaemonProcess, client: 
     await client.submit("nap", "nap", {"seconds": 600})
     await client.submit("blocking", "blocking", {"seconds": 600})
     await client.submit("broken", "fork", {"how": "fork"})
-    await client.until(lambda: all(client.statuses(name)[-1:] == ["RUNNING"] for name in ("nap", "blocking", "fork")))
+    await client.until(
+        lambda: all(client.statuses(name)[-1:] == ["RUNNING"] for name in ("nap", "blocking", "fork"))
+    )
     until = time.monotonic() + 20
     while not Path(f"{daemon.trace}.forked").exists() and time.monotonic() < until:
         await asyncio.sleep(0.05)
@@ -148,7 +152,10 @@ async def test_the_broker_is_killed_and_restarted_under_load(
         assert (await client.end_of("afterwards", 60))["status"] == "COMPLETED"
         reader = own_daemon.reader()
         async with asyncio.timeout(90):
-            while len(reader.page(Filter(), most=400).executions) < 301 or reader.count().get("COMPLETED", 0) < 301:
+            while (
+                len(reader.page(Filter(), most=400).executions) < 301
+                or reader.count().get("COMPLETED", 0) < 301
+            ):
                 await asyncio.sleep(0.2)
         for name in names:
             # The first client took some of them before the broker died; the ledger has them all.
@@ -167,7 +174,9 @@ async def test_every_notification_survives_the_brokers_death(
     async with Client(own_broker.url, "own") as client:
         for number in range(50):
             await client.submit("slow", str(number), {"seconds": 2.0, "steps": 4})
-        await client.until(lambda: all(client.statuses(str(number))[-1:] == ["RUNNING"] for number in range(50)))
+        await client.until(
+            lambda: all(client.statuses(str(number))[-1:] == ["RUNNING"] for number in range(50))
+        )
     await asyncio.to_thread(own_broker.kill)
     await asyncio.sleep(3)
     assert own_daemon.reader().count() == {"COMPLETED": 50}
@@ -181,7 +190,9 @@ async def test_every_notification_survives_the_brokers_death(
     await delete_all(own_broker.url, "own")
 
 
-async def test_sigterm_under_load_hands_back_and_tells(daemon: DaemonProcess, client: Client, tmp_path: Path) -> None:
+async def test_sigterm_under_load_hands_back_and_tells(
+    daemon: DaemonProcess, client: Client, tmp_path: Path
+) -> None:
     """Running jobs finish or are told interrupted; unstarted ones run on another daemon, with their numbers."""
     random.seed(SEED)
     daemon.configure(slots={"total": 4, "backlog": 500}, shutdown={"drain_s": 2.0, "flush_s": 10.0})

@@ -47,7 +47,9 @@ async def ledger(url: str, clock: ManualClock) -> AsyncIterator[SqlLedger]:
 
 
 def arrival(execution_id: str, action: str = "a", **fields: Any) -> Arrival:
-    return Arrival(Execution(execution_id, action, token="t", **fields), json.dumps({"executionId": execution_id}))
+    return Arrival(
+        Execution(execution_id, action, token="t", **fields), json.dumps({"executionId": execution_id})
+    )
 
 
 def capacity(total: int = 100, **by_action: int) -> Capacity:
@@ -101,7 +103,12 @@ async def test_a_job_is_told_in_order_with_rising_numbers(ledger: SqlLedger) -> 
     bodies = [json.loads(message.body) for message in messages if message.exchange == "t.status"]
     assert [body["status"] for body in bodies] == ["QUEUED", "RUNNING", "RUNNING", "COMPLETED"]
     assert [body["sequence"] for body in bodies] == [1, 2, 3, 4]
-    assert [message.routing_key for message in messages[:4]] == ["a.queued", "a.running", "a.running", "a.completed"]
+    assert [message.routing_key for message in messages[:4]] == [
+        "a.queued",
+        "a.running",
+        "a.running",
+        "a.completed",
+    ]
     assert (messages[-1].routing_key, messages[-1].correlation_id) == ("asker", "c7")
     assert bodies[-1]["result"] == "ok"
 
@@ -131,7 +138,9 @@ async def test_an_event_for_another_attempt_is_refused(ledger: SqlLedger) -> Non
 
 async def test_claims_go_by_priority_then_age_within_the_capacity(ledger: SqlLedger) -> None:
     """Across actions, with places per action and processes shared by blocking ones."""
-    await ledger.accept([arrival("1"), arrival("2", priority=5), arrival("3", "b"), arrival("4", "b", priority=9)])
+    await ledger.accept(
+        [arrival("1"), arrival("2", priority=5), arrival("3", "b"), arrival("4", "b", priority=9)]
+    )
     first = await ledger.claim(Capacity(2, {"a": 5, "b": 5}))
     assert [job.execution.execution_id for job in first] == ["4", "2"]
     assert await ledger.claim(Capacity(5, {"a": 5, "b": 5}, 0, frozenset({"a", "b"}))) == []

@@ -14,7 +14,9 @@ from tests.support.process import DaemonProcess
 async def test_a_job_goes_through_its_life_cycle(daemon: DaemonProcess, client: Client) -> None:
     """QUEUED, RUNNING, COMPLETED, with rising numbers and the seed's five keys first."""
     daemon.start()
-    await client.submit("quick", "624", {"result": "fine"}, jobContextVariables={"a": 1}, workflowContextVariables={"w": 2})
+    await client.submit(
+        "quick", "624", {"result": "fine"}, jobContextVariables={"a": 1}, workflowContextVariables={"w": 2}
+    )
     end = await client.end_of("624")
     assert client.statuses("624") == ["QUEUED", "RUNNING", "COMPLETED"]
     assert [told["sequence"] for told in client.of("624")] == [1, 2, 3]
@@ -40,7 +42,10 @@ async def test_a_command_runs_and_its_output_is_kept(daemon: DaemonProcess, clie
     daemon.configure('[actions.held]\ncommand = ["echo", "hello", "{configuration.name}"]\n')
     daemon.start()
     await client.submit("held", "1", {"name": "world; rm -rf /"})
-    assert (await client.end_of("1"))["jobContextVariables"] == {"exitCode": 0, "output": "hello world; rm -rf /\n"}
+    assert (await client.end_of("1"))["jobContextVariables"] == {
+        "exitCode": 0,
+        "output": "hello world; rm -rf /\n",
+    }
     await client.submit("held", "2", {})
     assert "name" in (await client.end_of("2"))["message"]
 
@@ -161,7 +166,9 @@ async def test_an_execution_limit_ends_a_job(daemon: DaemonProcess, client: Clie
 
 
 @pytest.mark.parametrize("backlog", [1, 7])
-async def test_a_small_backlog_leaves_requests_to_others(daemon: DaemonProcess, client: Client, backlog: int) -> None:
+async def test_a_small_backlog_leaves_requests_to_others(
+    daemon: DaemonProcess, client: Client, backlog: int
+) -> None:
     """A busy daemon takes in no more than its backlog, plus what was prefetched; the rest stays in RabbitMQ."""
     daemon.configure(slots={"total": 1, "backlog": backlog})
     daemon.start()

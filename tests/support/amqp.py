@@ -12,7 +12,19 @@ import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
 ENDS = {"COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"}
-ACTIONS = ("quick", "slow", "blocking", "again", "nap", "checksum", "copy", "misbehave", "broken", "watchful", "held")
+ACTIONS = (
+    "quick",
+    "slow",
+    "blocking",
+    "again",
+    "nap",
+    "checksum",
+    "copy",
+    "misbehave",
+    "broken",
+    "watchful",
+    "held",
+)
 
 
 class Client:

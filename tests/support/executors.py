@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pydantic import BaseModel
 
@@ -110,7 +110,7 @@ class Broken(ActionExecutor):
         return _misbehave(context.configuration.how, context)
 
 
-def _misbehave(how: str, context: ExecutionContext[Any]) -> Any:
+def _misbehave(how: str, context: ExecutionContext[Any]) -> Any:  # noqa: C901
     match how:
         case "raise":
             raise RuntimeError("on purpose")
@@ -122,7 +122,10 @@ def _misbehave(how: str, context: ExecutionContext[Any]) -> Any:
             return 42
         case "object":
             return ActionExecutorResponse.model_construct(
-                result="", execution_id=None, job_context_variables={"x": object()}, workflow_context_variables={}
+                result="",
+                execution_id=None,
+                job_context_variables=cast("Any", {"x": object()}),
+                workflow_context_variables={},
             )
         case "nan":
             return ActionExecutorResponse(job_context_variables={"x": float("nan")})

@@ -74,7 +74,11 @@ class DaemonProcess:
     def start(self, *, ready: bool = True, **environment: str) -> None:
         """Start it, and wait until it consumes."""
         begin = self.log.stat().st_size if self.log.exists() else 0
-        kept = {key: value for key, value in os.environ.items() if not key.startswith("JEF_") or key.startswith("JEF_TEST")}
+        kept = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith("JEF_") or key.startswith("JEF_TEST")
+        }
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "jef_daemon", "run", "--config", str(self.configuration)],
@@ -115,7 +119,7 @@ class DaemonProcess:
             self.process.send_signal(number)
 
     def kill(self) -> None:
-        """kill -9, and reap it."""
+        """Kill -9, and reap it."""
         if self.process is not None:
             self.signal(signal.SIGKILL)
             self.process.wait()
