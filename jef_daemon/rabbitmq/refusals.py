@@ -8,6 +8,7 @@ from aiormq import exceptions
 
 from jef_daemon.errors import BrokerError, TopologyConflict
 
+_VALUE = re.compile(r"(?:the value )?'?(?P<value>[^']*)'?(?: of type '.*)?")
 _INEQUIVALENT = re.compile(
     r"inequivalent arg '(?P<argument>[^']+)' for (?P<kind>queue|exchange) '(?P<name>[^']+)' in vhost '(?P<vhost>[^']*)'"
     r": received (?P<ours>.*?) but current is (?P<theirs>.*)"
@@ -55,10 +56,16 @@ def _conflict(text: str) -> str:
     if found is None:
         return f"the broker refuses a declaration: {text}"
     kind, name, argument = found["kind"], found["name"], found["argument"]
-    ours, theirs = found["ours"].strip("' "), found["theirs"].strip("' ")
+    ours, theirs = _value(found["ours"]), _value(found["theirs"])
     remedy = (
         'set queue_type = "classic" in [bus], or delete the queue when it is empty'
         if argument == "x-queue-type"
         else f"delete the {kind} when it is not in use, or use another prefix"
     )
     return f"the {kind} {name} exists with another {argument} ({theirs}; wanted: {ours}): {remedy}"
+
+
+def _value(text: str) -> str:
+    """RabbitMQ writes `the value 'quorum' of type 'longstr'`, or `none`."""
+    match = _VALUE.match(text)
+    return match["value"].strip() if match else text

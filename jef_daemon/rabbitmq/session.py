@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import traceback
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
@@ -186,9 +187,31 @@ async def connect(
     url: str, settings: BusSettings, name: str, timeout_s: float
 ) -> aio_pika.abc.AbstractConnection:
     """Open a connection that does not try to heal itself: the bus starts a new session instead."""
-    return await aio_pika.connect(
-        url, timeout=timeout_s, heartbeat=settings.heartbeat_s, client_properties={"connection_name": name}
-    )
+    try:
+        return await aio_pika.connect(
+            url,
+            timeout=timeout_s,
+            heartbeat=settings.heartbeat_s,
+            client_properties={"connection_name": name},
+        )
+    except aiormq.exceptions.InvalidFrameError as error:
+        closed = _close_behind(error)
+        if closed is None:
+            raise
+        raise aiormq.exceptions.ConnectionClosed(closed.reply_code, closed.reply_text) from None
+
+
+def _close_behind(error: BaseException) -> commands.Connection.Close | None:
+    """The broker's own words on a refused `Connection.Open`.
+
+    The client (aiormq 7.2) reports only that a frame was not the expected one; what it was is in the
+    variables of the function that raised.
+    """
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        found = frame.f_locals.get("frame")
+        if isinstance(found, commands.Connection.Close):
+            return found
+    return None
 
 
 def queues_of(names: Names, sources: Iterable[str], unroutable: str) -> dict[str, str]:

@@ -178,7 +178,8 @@ def test_a_missing_permission_is_one_sentence(
 async def test_a_queue_with_other_arguments_is_named(daemon: DaemonProcess, client: Client) -> None:
     """Which argument, which queue, and the remedy."""
     name = f"{client.prefix}.jobs.quick"
-    await client.channel.declare_queue(name, durable=True, arguments={"x-queue-type": "classic"})
+    theirs = {"x-queue-type": "classic", "x-dead-letter-exchange": f"{client.prefix}.dead"}
+    await client.channel.declare_queue(name, durable=True, arguments=theirs)
     code, said = await asyncio.to_thread(refused, daemon)
     assert code == 4
     assert name in said
@@ -248,7 +249,7 @@ async def test_a_full_disk_stalls_and_loses_nothing(
     """A real full file system under the ledger: told once, waited out, every job ends."""
     mount = tmp_path / "small"
     mount.mkdir()
-    if os.geteuid() != 0 or os.system(f"mount -t tmpfs -o size=3m tmpfs {mount} 2>/dev/null") != 0:
+    if os.geteuid() != 0 or os.system(f"mount -t tmpfs -o size=8m tmpfs {mount} 2>/dev/null") != 0:
         pytest.skip("mounting a small file system takes root")
     try:
         daemon.start(JEF_LEDGER_URL=f"sqlite:///{mount}/ledger.db")
@@ -285,7 +286,7 @@ def test_a_read_only_ledger_is_one_sentence(daemon: DaemonProcess, tmp_path: Pat
     """A ledger on a file system that is mounted read-only."""
     mount = tmp_path / "ro"
     mount.mkdir()
-    if os.geteuid() != 0 or os.system(f"mount -t tmpfs -o size=3m tmpfs {mount} 2>/dev/null") != 0:
+    if os.geteuid() != 0 or os.system(f"mount -t tmpfs -o size=8m tmpfs {mount} 2>/dev/null") != 0:
         pytest.skip("mounting a file system takes root")
     try:
         daemon.start(JEF_LEDGER_URL=f"sqlite:///{mount}/ledger.db")
