@@ -16,7 +16,7 @@ setup-tests:
 	@deploy/local/setup.sh --tests
 
 demo: setup ## Set up and watch the main job on a real broker, a minute
-	@$(PYTHON) examples/demo.py
+	@$(PYTHON) deploy/local/demo.py
 
 run: setup ## Set up and leave a daemon running on a private broker, to play with
 	@$(PYTHON) deploy/local/playground.py start

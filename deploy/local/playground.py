@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -83,17 +84,19 @@ class Playground:
 
     Args:
         folder: of all that is theirs.
+        template: the daemon's configuration, written once.
     """
 
-    def __init__(self, folder: Path = FOLDER) -> None:
+    def __init__(self, folder: Path = FOLDER, template: str = _CONFIGURATION) -> None:
         self._folder = folder
+        self._template = template
         self._broker = PrivateBroker(folder / "broker")
         self._configuration = folder / "jef.toml"
         self._log = folder / "daemon.log"
         self._state_file = folder / "daemon.json"
 
-    def start(self) -> str:
-        """Start what does not run yet; returns what to say of it.
+    def start(self) -> tuple[int, str]:
+        """Start what does not run yet; returns the daemon's process id and the broker's URL.
 
         Raises:
             BrokerError: there is no broker.
@@ -105,7 +108,7 @@ class Playground:
         pid, born = self._daemon()
         if not born:
             pid = self._start_daemon()
-        return _LEAD.format(pid=pid, url=url)
+        return pid, url
 
     def stop(self) -> None:
         """Ask the daemon to end, wait for its jobs, then stop the broker."""
@@ -118,6 +121,12 @@ class Playground:
         self._state_file.unlink(missing_ok=True)
         self._broker.stop()
 
+    def remove(self) -> None:
+        """Stop both and drop what they kept."""
+        self.stop()
+        self._broker.remove()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
     def _configure(self, url: str) -> None:
         """The URL anew each time, as the port may change; the rest only once."""
         url_file = self._folder / "amqp-url"
@@ -125,7 +134,7 @@ class Playground:
         url_file.write_text(url + "\n")
         if not self._configuration.exists():
             data = self._folder / "data"
-            text = _CONFIGURATION.format(
+            text = self._template.format(
                 url_file=_quoted(url_file),
                 data=_quoted(data),
                 examples=_quoted(ROOT / "examples"),
@@ -182,7 +191,8 @@ def main() -> int:
     playground = Playground()
     try:
         if command == "start":
-            print(playground.start(), end="")
+            pid, url = playground.start()
+            print(_LEAD.format(pid=pid, url=url), end="")
         else:
             playground.stop()
     except (BrokerError, PlaygroundError) as error:

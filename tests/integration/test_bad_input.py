@@ -8,6 +8,7 @@ import json
 import os
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
 from broker import PrivateBroker
@@ -178,7 +179,7 @@ def test_a_missing_permission_is_one_sentence(
 async def test_a_queue_with_other_arguments_is_named(daemon: DaemonProcess, client: Client) -> None:
     """Which argument, which queue, and the remedy."""
     name = f"{client.prefix}.jobs.quick"
-    theirs = {"x-queue-type": "classic", "x-dead-letter-exchange": f"{client.prefix}.dead"}
+    theirs: dict[str, Any] = {"x-queue-type": "classic", "x-dead-letter-exchange": f"{client.prefix}.dead"}
     await client.channel.declare_queue(name, durable=True, arguments=theirs)
     code, said = await asyncio.to_thread(refused, daemon)
     assert code == 4
