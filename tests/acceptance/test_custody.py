@@ -130,15 +130,27 @@ def own_daemon(own_broker: PrivateBroker, tmp_path: Path) -> Iterator[DaemonProc
     process.kill()
 
 
+@pytest.fixture
+def queue_type(own_broker: PrivateBroker) -> str:
+    """What survives a `kill -9` of this broker.
+
+    In RabbitMQ 3.10 a quorum queue may come back from it without its log and without a leader, and is deaf
+    for good (`rabbit_quorum_queue:consume` times out in its log); 4.x does better.
+    """
+    return "classic" if own_broker.ctl("version").startswith("3.") else "quorum"
+
+
 async def test_the_broker_is_killed_and_restarted_under_load(
-    own_broker: PrivateBroker, own_daemon: DaemonProcess
+    own_broker: PrivateBroker, own_daemon: DaemonProcess, queue_type: str
 ) -> None:
     """Consumers, topology and unconfirmed notifications come back by themselves; nothing is lost."""
     random.seed(SEED)
-    own_daemon.configure(slots={"total": 8, "backlog": 100}, bus={"reconnect_max_s": 0.5})
+    own_daemon.configure(
+        slots={"total": 8, "backlog": 100}, bus={"reconnect_max_s": 0.5, "queue_type": queue_type}
+    )
     own_daemon.start()
     names: list[str] = []
-    async with Client(own_broker.url, "own") as first:
+    async with Client(own_broker.url, "own", queue_type) as first:
         names = await submit_many(first, 300)
     for _ in range(3):
         await asyncio.sleep(random.uniform(0.2, 1.0))
@@ -147,7 +159,7 @@ async def test_the_broker_is_killed_and_restarted_under_load(
         await asyncio.sleep(random.uniform(0, 1.0))
         await asyncio.to_thread(own_broker.start)
         await asyncio.to_thread(own_daemon.wait_for, "broker_connected", position, 60)
-    async with Client(own_broker.url, "own") as client:
+    async with Client(own_broker.url, "own", queue_type) as client:
         await client.submit("quick", "afterwards")
         assert (await client.end_of("afterwards", 60))["status"] == "COMPLETED"
         reader = own_daemon.reader()
@@ -166,12 +178,12 @@ async def test_the_broker_is_killed_and_restarted_under_load(
 
 
 async def test_every_notification_survives_the_brokers_death(
-    own_broker: PrivateBroker, own_daemon: DaemonProcess
+    own_broker: PrivateBroker, own_daemon: DaemonProcess, queue_type: str
 ) -> None:
     """Jobs that end while the broker is away are told, in order, once it is back."""
-    own_daemon.configure(slots={"total": 50})
+    own_daemon.configure(slots={"total": 50}, bus={"queue_type": queue_type})
     own_daemon.start()
-    async with Client(own_broker.url, "own") as client:
+    async with Client(own_broker.url, "own", queue_type) as client:
         for number in range(50):
             await client.submit("slow", str(number), {"seconds": 2.0, "steps": 4})
         await client.until(
@@ -181,7 +193,7 @@ async def test_every_notification_survives_the_brokers_death(
     await asyncio.sleep(3)
     assert own_daemon.reader().count() == {"COMPLETED": 50}
     await asyncio.to_thread(own_broker.start)
-    async with Client(own_broker.url, "own") as after:
+    async with Client(own_broker.url, "own", queue_type) as after:
         for number in range(50):
             end = await after.end_of(str(number), 60)
             assert end["status"] == "COMPLETED"

@@ -32,9 +32,15 @@ class Client:
 
     The queue of notifications is durable and bound before anything is published, so that nothing is missed
     whatever happens to daemon or broker.
+
+    Args:
+        url: the broker's.
+        prefix: the daemon's.
+        queue_type: of the queue of notifications.
     """
 
-    def __init__(self, url: str, prefix: str) -> None:
+    def __init__(self, url: str, prefix: str, queue_type: str = "quorum") -> None:
+        self._queue_type = queue_type
         self.url = url
         self.prefix = prefix
         self.told: list[dict[str, Any]] = []
@@ -58,7 +64,7 @@ class Client:
         # The same declarations as the wire protocol's; the daemon finds them equal.
         status = await self.channel.declare_exchange(f"{self.prefix}.status", "topic", durable=True)
         queue = await self.channel.declare_queue(
-            f"{self.prefix}.told", durable=True, arguments={"x-queue-type": "quorum"}
+            f"{self.prefix}.told", durable=True, arguments={"x-queue-type": self._queue_type}
         )
         await queue.bind(status, "#")
         await queue.consume(self._take)
