@@ -323,7 +323,7 @@ def _new_attempt(execution: Execution, event: Retried | Interrupted, now: float)
     execution.token = event.token
     execution.fenced = execution.cancel_requested = False
     execution.progress = 0
-    execution.external_id = execution.started_at = execution.finished_at = None
+    execution.external_id = execution.started_at = execution.finished_at = execution.update_deadline = None
     execution.not_before = getattr(event, "not_before", None)
     _queue(execution, event, now)
 
