@@ -32,6 +32,7 @@ ENVIRONMENT = "JEF_"
 _OTHER_USES = frozenset({"JEF_CONFIG", "JEF_CUSTODY", "JEF_EXECUTION_ID", "JEF_WORKFLOW_ID", "JEF_ATTEMPT"})
 _CREDENTIALS = "CREDENTIALS_DIRECTORY"
 _SECRET_KEYS = frozenset({"amqp_url"})
+_PATH_KEYS = frozenset({"amqp_url_file", "amqp_password_file", "data_dir", "python_path"})
 
 Keys = tuple[str, ...]
 
@@ -151,9 +152,17 @@ def _put_file(sources: _Sources, path: Path | None, environ: Mapping[str, str]) 
         raise SettingsError(f"the configuration {path} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"the configuration {path} is no TOML: {error}") from None
+    folder = path.absolute().parent
     for key, value in values.items():
-        sources.put((key,), value, str(path))
+        sources.put((key,), _placed(value, folder) if key in _PATH_KEYS else value, str(path))
     return _lines(text)
+
+
+def _placed(value: Any, folder: Path) -> Any:
+    """Paths in the file count from the file's folder, wherever the daemon is started."""
+    if isinstance(value, list):
+        return [_placed(inner, folder) for inner in value]
+    return str(folder / value) if isinstance(value, str) else value
 
 
 def _put_credentials(sources: _Sources, environ: Mapping[str, str]) -> None:

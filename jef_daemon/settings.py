@@ -171,7 +171,10 @@ class Action(BaseModel):
 
 
 class Settings(_Section):
-    """Everything. Top-level keys can be set by `JEF_NAME`, others by `JEF_SECTION__NAME`."""
+    """Everything. Top-level keys can be set by `JEF_NAME`, others by `JEF_SECTION__NAME`.
+
+    Relative paths in the file count from the file's folder.
+    """
 
     amqp_url: SecretStr = Field(
         default=SecretStr("amqp://guest:guest@127.0.0.1:5672/"),
