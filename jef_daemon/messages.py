@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AwareDatetime,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     JsonValue,
@@ -30,16 +31,26 @@ from jef_daemon.lifecycle import Completed, Event, Execution, Failed, LockAwaite
 MAX_BODY_BYTES = 1024 * 1024
 """Default limit of a request's body; configurable."""
 
-ExecutionId = Annotated[str, StringConstraints(pattern=r"\A[A-Za-z0-9._:-]{1,128}\z")]
+# ^ and $, not \A and \z: the published schema is read by validators of other languages, which know no others.
+ExecutionId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._:-]{1,128}$")]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=255)]
 Seconds = Annotated[float, Field(gt=0, le=10 * 365 * 86400)]
 Variables = dict[str, JsonValue]
 
 
+def _rfc3339(value: Any) -> Any:
+    if not isinstance(value, str) or value[4:5] != "-":  # a text of digits would be taken for an epoch
+        raise ValueError("should be an RFC 3339 instant, for example 2026-11-24T03:06:00Z")
+    return value
+
+
+Instant = Annotated[AwareDatetime, Field(strict=False), BeforeValidator(_rfc3339)]
+
+
 class _Wire(BaseModel):
     """Camel case outside, snake case inside; strict about types, lenient about keys it does not know."""
 
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, strict=True, extra="ignore")
+    model_config = ConfigDict(alias_generator=to_camel, strict=True, extra="ignore")
 
 
 class LockMode(StrEnum):
@@ -79,9 +90,7 @@ class JobRequest(_Wire):
     workflow_context_variables: Variables = Field(default_factory=dict, description="The workflow's context.")
     locks: list[LockDemand] = Field(default_factory=list, description="Granted together before it starts.")
     priority: int = Field(default=0, ge=-1000, le=1000, description="Higher starts earlier.")
-    not_before: AwareDatetime | None = Field(
-        default=None, description="RFC 3339 instant; it starts no earlier."
-    )
+    not_before: Instant | None = Field(default=None, description="RFC 3339 instant; it starts no earlier.")
     timeouts: Timeouts = Field(default_factory=Timeouts)
 
 
