@@ -57,6 +57,14 @@ class Common:
 common = Common()
 
 
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        from jef_daemon import __version__
+
+        typer.echo(f"jef_daemon {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
     config: Annotated[
@@ -72,14 +80,11 @@ def options(
     settings: Annotated[
         list[str] | None, typer.Option("--set", "-s", help="Any key: --set slots.total=8. Again for more.")
     ] = None,
-    version: Annotated[bool, typer.Option("--version", help="Say the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say the version.")
+    ] = False,
 ) -> None:
     """Jobs on RabbitMQ: long ones, kept and told, never run twice."""
-    if version:
-        from jef_daemon import __version__
-
-        typer.echo(__version__)
-        raise typer.Exit
     put(config=config, amqp_url=amqp_url, ledger_url=ledger_url, prefix=prefix, settings=settings)
 
 

@@ -21,7 +21,7 @@ README = (ROOT / "README.md").read_text()
 
 def block(language: str, containing: str) -> str:
     """The README's block of code in a language that contains a text."""
-    found = re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    found: list[str] = re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
     return next(text for text in found if containing in text)
 
 

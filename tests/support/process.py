@@ -48,6 +48,8 @@ class DaemonProcess:
         self.configuration = folder / "jef.toml"
         self.log = folder / "log.jsonl"
         self.trace = folder / "trace"
+        self.python = sys.executable
+        self.cwd = ROOT
         self.process: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True, exist_ok=True)
         self.configure()
@@ -81,11 +83,11 @@ class DaemonProcess:
         }
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "jef_daemon", "run", "--config", str(self.configuration)],
+                [self.python, "-m", "jef_daemon", "run", "--config", str(self.configuration)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                cwd=ROOT,
+                cwd=self.cwd,
                 env={**kept, "JEF_TEST_TRACE": str(self.trace), "PYTHONUNBUFFERED": "1", **environment},
             )
         if ready:
