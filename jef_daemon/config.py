@@ -97,6 +97,8 @@ def load(
     _put_environment(sources, environ)
     for name, value in (overrides or {}).items():
         sources.put(tuple(name.split(".")), value, "the command line")
+    if overrides and "amqp_url" in overrides and "amqp_url_file" not in overrides:
+        sources.put(("amqp_url_file",), None, "the command line")  # a file named elsewhere would win
     problems = [_unknown(keys, sources, lines) for keys in sources.keys() if not _is_known(keys)]  # noqa: SIM118
     if problems:
         raise SettingsError("\n".join(problems))
@@ -115,9 +117,15 @@ def broker_url(settings: Settings) -> str:
     url = settings.amqp_url.get_secret_value()
     if settings.amqp_url_file is not None:
         url = _secret(settings.amqp_url_file, "amqp_url_file")
-    parts = urlsplit(url)
-    if parts.scheme not in {"amqp", "amqps"} or not parts.hostname:
-        raise SettingsError("amqp_url is no broker's URL; write amqp://user:password@host:5672/vhost")
+    try:
+        parts = urlsplit(url)
+        is_one = parts.scheme in {"amqp", "amqps"} and parts.hostname and parts.port != 0
+    except ValueError:  # a password with a / ends up as the port
+        is_one = False
+    if not is_one:
+        raise SettingsError(
+            "amqp_url is no broker's URL; write amqp://user:password@host:5672/vhost, special characters as %XX"
+        )
     if settings.amqp_password_file is None:
         return url
     password = quote(_secret(settings.amqp_password_file, "amqp_password_file"), safe="")
