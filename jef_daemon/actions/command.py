@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, create_model, field_validator
 
 from jef_daemon.actions import placeholders
 from jef_daemon.actions.output import Output, Patterns
@@ -28,6 +28,11 @@ from jef_daemon.sdk import ActionExecutor, ActionExecutorResponse, AnyConfigurat
 _READ_BYTES = 65_536
 _PIPES_S = 2.0
 """How long output is still read after the program ended: something it started may hold the pipe open."""
+_GROUPS = {
+    "progress_pattern": ({"percent"}, {"done", "total"}, {"time"}),
+    "duration_pattern": ({"duration"},),
+}
+"""What a pattern must name to tell anything."""
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "USER", "LOGNAME", "JEF_CUSTODY")
 """What of the daemon's environment a program gets: never its secrets."""
 
@@ -81,11 +86,15 @@ class CommandSettings(BaseModel):
 
     @field_validator("progress_pattern", "duration_pattern", "message_pattern")
     @classmethod
-    def _compiles(cls, value: str | None) -> str | None:
+    def _compiles(cls, value: str | None, info: ValidationInfo) -> str | None:
         try:
-            re.compile(value or "")
+            groups = set(re.compile(value or "").groupindex)
         except re.error as error:
             raise ValueError(f"{value!r} is no regular expression: {error}") from None
+        needed = _GROUPS.get(str(info.field_name), ())
+        if value and needed and not any(alternative <= groups for alternative in needed):
+            named = ", or ".join(" and ".join(sorted(alternative)) for alternative in needed)
+            raise ValueError(f"{value!r} lacks a named group: {named}, as in (?P<{min(needed[0])}>…)")
         return value
 
 

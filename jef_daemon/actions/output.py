@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import deque
 from collections.abc import Callable
@@ -82,13 +83,14 @@ class Output:
         line = raw[:_LINE_BYTES].decode("utf-8", "replace")
         patterns = self._patterns
         if patterns.duration and (found := patterns.duration.search(line)):
-            self._whole_s = _seconds(found["duration"])
+            with contextlib.suppress(ValueError):  # "N/A"
+                self._whole_s = _seconds(found["duration"] or "")
         percent = None
         if patterns.progress and (found := patterns.progress.search(line)):
             percent = self._percent(found)
         message = None
         if patterns.message and (found := patterns.message.search(line)):
-            message = self.message = (found[1] if found.re.groups else found[0]).strip()
+            message = self.message = ((found.re.groups and found[1]) or found[0]).strip()
         if percent is not None or message is not None:
             self._report(percent, message)
 
@@ -101,7 +103,7 @@ class Output:
                 return 100 * float(groups["done"]) / float(groups["total"])
             if groups.get("time") and self._whole_s:
                 return 100 * _seconds(groups["time"]) / self._whole_s
-        except (ValueError, ZeroDivisionError):
+        except (TypeError, ValueError, ZeroDivisionError):
             return None
         return None
 
