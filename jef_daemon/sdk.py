@@ -84,6 +84,11 @@ Report = Callable[[int | None, str | None], None]
 """Takes progress (0 to 100) and message to where they are recorded and told; None leaves one as it was."""
 
 
+def well_formed(text: str) -> str:
+    """A text that can be written as UTF-8: names of files may hold bytes that are no text."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
 class ExecutionContext(Generic[C_co]):
     """Everything an executor is given for one attempt at one job.
 
@@ -134,7 +139,8 @@ class ExecutionContext(Generic[C_co]):
             message: what it does just now; None keeps what was told before.
         """
         known = percent is not None and not math.isnan(percent)
-        self._report(int(min(100, max(0, percent))) if known and percent is not None else None, message)
+        told = None if message is None else well_formed(str(message))
+        self._report(int(min(100, max(0, percent))) if known and percent is not None else None, told)
         return _TOLD
 
     @property

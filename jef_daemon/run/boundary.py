@@ -20,7 +20,14 @@ from pydantic import BaseModel, ValidationError
 from jef_daemon.errors import ConfigurationRefused, ExecutorError, ResponseRefused
 from jef_daemon.lifecycle import Completed, Event, Failed
 from jef_daemon.messages import explain
-from jef_daemon.sdk import ActionExecutor, ActionExecutorResponse, ExecutionContext, GrantedLock, Report
+from jef_daemon.sdk import (
+    ActionExecutor,
+    ActionExecutorResponse,
+    ExecutionContext,
+    GrantedLock,
+    Report,
+    well_formed,
+)
 
 _TRACEBACK_CHARACTERS = 16_384
 _MESSAGE_CHARACTERS = 4_096
@@ -125,7 +132,7 @@ def _completed(result: Any, job: JobInput) -> Completed:
             f"the variables take {size} bytes; {limit} are allowed (jobs.max_variables_bytes)"
         )
     return Completed(
-        result=result.result,
+        result=well_formed(result.result),
         external_id=result.execution_id,
         job_context_variables=result.job_context_variables,
         workflow_context_variables=result.workflow_context_variables,
@@ -137,10 +144,10 @@ def _json_bytes(name: str, variables: Mapping[str, Any]) -> int:
         return 0
     for key, value in variables.items():
         try:
-            json.dumps(value, allow_nan=False).encode()
+            json.dumps({key: value}, allow_nan=False, ensure_ascii=False).encode()
         except (TypeError, ValueError) as error:
             raise ResponseRefused(f"{name}.{key} cannot be written as JSON: {error}") from None
-    return len(json.dumps(variables))
+    return len(json.dumps(variables, ensure_ascii=False).encode())
 
 
 def failed(error: BaseException) -> Failed:
@@ -159,7 +166,7 @@ def failed(error: BaseException) -> Failed:
 
 def _text(error: BaseException) -> str:
     try:
-        return str(error)
+        return well_formed(str(error))
     except BaseException as second:  # noqa: BLE001  even __str__ is the executor's code
         return f"(its text cannot be had: {type(second).__name__})"
 
@@ -170,7 +177,7 @@ def _stack(error: BaseException) -> str:
     while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
         frames = frames.tb_next
     try:
-        told = "".join(traceback.format_exception(type(error), error, frames))
+        told = well_formed("".join(traceback.format_exception(type(error), error, frames)))
     except BaseException:  # noqa: BLE001  formatting calls the exception's own methods
-        told = "".join(traceback.format_tb(frames))
+        told = well_formed("".join(traceback.format_tb(frames)))
     return told if len(told) <= _TRACEBACK_CHARACTERS else "…" + told[-_TRACEBACK_CHARACTERS:]
