@@ -118,20 +118,20 @@ def load(spec: ActionSpec) -> ActionExecutor:
         raise ExecutorNotLoaded(f'{where}: set executor = "module:Class" or command = [...]')
     try:
         found = importlib.import_module(module_name)
-        for part in attribute.split("."):
-            found = getattr(found, part)
     except ModuleNotFoundError as error:
         looked = ", ".join(sys.path[:3])
         raise ExecutorNotLoaded(
             f"{where}: there is no module {error.name} (looked in {looked}, …); "
             "install it or add its folder to python_path"
         ) from None
-    except AttributeError:
-        raise ExecutorNotLoaded(f"{where}: module {module_name} has no {attribute}") from None
     except Exception as error:
         raise ExecutorNotLoaded(
             f"{where}: importing {module_name} raised {type(error).__name__}: {error}"
         ) from error
+    try:
+        found = functools.reduce(getattr, attribute.split("."), found)
+    except AttributeError:
+        raise ExecutorNotLoaded(f"{where}: module {module_name} has no {attribute}") from None
     if not (inspect.isclass(found) and issubclass(found, ActionExecutor)):
         raise ExecutorNotLoaded(f"{where}: {spec.executor} is no ActionExecutor and no function with @action")
     return _make(found, spec, where)
