@@ -1,0 +1,186 @@
+"""Which actions are served, and what is said of those that cannot be."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ConfigDict
+
+from jef_daemon import ActionExecutor, ExecutionContext, action
+from jef_daemon.errors import ExecutorNotLoaded, ExitCode
+from jef_daemon.run.catalogue import Action, ActionSpec, Catalogue, load, specs
+from jef_daemon.settings import Settings
+
+COMMAND = "jef_daemon.actions.command:Command"
+
+
+class Plain(ActionExecutor):
+    action = "plain"
+
+
+class Picky(ActionExecutor):
+    class Settings(BaseModel):
+        model_config = ConfigDict(extra="forbid")
+
+        level: int
+
+
+class Fragile(ActionExecutor):
+    def __init__(self, settings: BaseModel | None = None) -> None:
+        raise RuntimeError("no such device")
+
+
+@action("greet")
+async def greet(context: ExecutionContext[Any]) -> None:
+    """A function is an executor too."""
+
+
+class Outer:
+    class Inner(ActionExecutor):
+        pass
+
+
+NUMBER = 5
+
+
+def configured(actions: dict[str, Any], **more: Any) -> dict[str, ActionSpec]:
+    return specs(Settings.model_validate({"actions": actions, "data_dir": "/data", **more}))
+
+
+def refusal(executor: str, settings: str = "{}") -> str:
+    with pytest.raises(ExecutorNotLoaded) as caught:
+        load(ActionSpec("nap", executor, settings))
+    assert caught.value.exit_code == ExitCode.SETTINGS
+    return str(caught.value)
+
+
+def module(name: str, text: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A module of that text, importable in this test."""
+    (folder / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    return name
+
+
+# --- which ones ------------------------------------------------------------------------------------------
+
+
+def test_installed_ones_are_served_without_configuration() -> None:
+    """They may touch the daemon's own folder only."""
+    found = configured({})
+    assert {"checksum", "copy"} <= set(found)
+    assert json.loads(found["copy"].settings) == {"roots": ["/data/files"]}
+
+
+def test_the_operators_roots_win() -> None:
+    found = configured({"copy": {"roots": ["/media"]}})
+    assert json.loads(found["copy"].settings) == {"roots": ["/media"]}
+    assert found["copy"].executor == configured({})["copy"].executor
+
+
+def test_roots_that_are_empty_open_nothing() -> None:
+    """An empty list is no way to allow everything."""
+    assert json.loads(configured({"copy": {"roots": []}})["copy"].settings) == {"roots": ["/data/files"]}
+
+
+def test_ours_under_another_name_stays_in_the_folder_too() -> None:
+    found = configured({"archive": {"executor": "jef_daemon.actions.copy:Copy"}})
+    assert json.loads(found["archive"].settings) == {"roots": ["/data/files"]}
+
+
+def test_disabled() -> None:
+    assert "copy" not in configured({"copy": {"enabled": False}})
+    assert "nap" not in configured({"nap": {"enabled": False, "command": ["sleep"]}})
+
+
+def test_a_command() -> None:
+    """Its keys go to the executor of commands, with the daemon's grace unless it has its own."""
+    found = configured(
+        {"nap": {"command": ["sleep", "1"], "environment": {"A": "b"}}}, jobs={"kill_grace_s": 3}
+    )
+    assert found["nap"].executor == COMMAND
+    assert json.loads(found["nap"].settings) == {
+        "argv": ["sleep", "1"],
+        "environment": {"A": "b"},
+        "kill_grace_s": 3,
+    }
+    own = configured({"nap": {"command": ["sleep"], "kill_grace_s": 1}}, jobs={"kill_grace_s": 3})
+    assert json.loads(own["nap"].settings)["kill_grace_s"] == 1
+
+
+def test_an_executor_of_the_operators() -> None:
+    """What the daemon knows stays with the daemon; the rest is the executor's."""
+    found = configured({"nap": {"executor": "m:C", "concurrency": 2, "isolation": "process", "level": 5}})
+    assert found["nap"] == ActionSpec("nap", "m:C", '{"level": 5}')
+
+
+def test_another_executor_for_an_installed_name() -> None:
+    assert configured({"copy": {"executor": "m:C"}})["copy"] == ActionSpec("copy", "m:C", "{}")
+
+
+def test_served_are_those_without_a_problem() -> None:
+    good, bad = Action(ActionSpec("a", "m:A")), Action(ActionSpec("b", "m:B"), problem="it is broken")
+    catalogue = Catalogue({"a": good, "b": bad})
+    assert catalogue.served == {"a": good}
+    assert set(catalogue.all) == {"a", "b"}
+
+
+# --- loading ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["Plain", "greet", "Outer.Inner"])
+def test_loaded(name: str) -> None:
+    """A class, a decorated function, a class in a class; one instance per process."""
+    spec = ActionSpec("nap", f"{__name__}:{name}")
+    assert isinstance(load(spec), ActionExecutor)
+    assert load(spec) is load(ActionSpec("nap", f"{__name__}:{name}"))
+
+
+def test_its_settings_are_validated() -> None:
+    assert load(ActionSpec("nap", f"{__name__}:Picky", '{"level": 5}')).settings.level == 5
+    assert "level: " in refusal(f"{__name__}:Picky", '{"level": "x"}')
+    assert "level: Field required" in refusal(f"{__name__}:Picky")
+    assert "lvl: " in refusal(f"{__name__}:Picky", '{"level": 1, "lvl": 1}')
+    assert "lvl: " in refusal(f"{__name__}:Plain", '{"lvl": 1}')
+
+
+@pytest.mark.parametrize(
+    ("executor", "said"),
+    [
+        ("", 'set executor = "module:Class" or command = [...]'),
+        ("module", 'set executor = "module:Class" or command = [...]'),
+        (":Class", 'set executor = "module:Class" or command = [...]'),
+        ("no_such_module_x:C", "there is no module no_such_module_x"),
+        (f"{__name__}:Missing", f"module {__name__} has no Missing"),
+        (f"{__name__}:Outer.Missing", f"module {__name__} has no Outer.Missing"),
+        (f"{__name__}:NUMBER", "is no ActionExecutor and no function with @action"),
+        (f"{__name__}:Outer", "is no ActionExecutor and no function with @action"),
+        (f"{__name__}:Fragile", "Fragile() raised RuntimeError: no such device"),
+    ],
+)
+def test_what_cannot_be_loaded(executor: str, said: str) -> None:
+    """The action is named, and what is wrong."""
+    told = refusal(executor)
+    assert told.startswith("actions.nap: ")
+    assert said in told
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("import no_such_library_x", "there is no module no_such_library_x"),
+        ("1 / 0", "importing {} raised ZeroDivisionError: division by zero"),
+        ("def", "importing {} raised SyntaxError"),
+        ("None.x", "importing {} raised AttributeError: 'NoneType' object has no attribute 'x'"),
+    ],
+)
+def test_a_module_that_does_not_import(
+    text: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The culprit is named: not the module, but what it lacks or raised."""
+    name = module(f"broken_{abs(hash(text))}", text, tmp_path, monkeypatch)
+    assert said.format(name) in refusal(f"{name}:C")
