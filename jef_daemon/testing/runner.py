@@ -113,7 +113,8 @@ async def arun(
             locks=locks or {},
         )
         if is_blocking(made):
-            telling.apply(perform_blocking(made, job, telling.report))
+            # In a thread: as in its process, no event loop runs around it, and it may run one of its own.
+            telling.apply(await asyncio.to_thread(perform_blocking, made, job, telling.report))
         else:
             telling.apply(await perform(made, job, telling.report))
     return telling.run
