@@ -57,8 +57,12 @@ class _ToStructlog(logging.Handler):
     """Hands a library's record to structlog."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        logger = structlog.get_logger().bind(logger=record.name)
-        logger.log(record.levelno, "library", detail=record.getMessage(), exc_info=record.exc_info or None)
+        try:
+            logger = structlog.get_logger().bind(logger=record.name)
+            level = min(logging.CRITICAL, record.levelno // 10 * 10)  # a library may have levels of its own
+            logger.log(level, "library", detail=record.getMessage(), exc_info=record.exc_info or None)
+        except Exception:  # noqa: BLE001  a record that cannot be written must not stop whoever wrote it
+            self.handleError(record)
 
 
 def _route_libraries(level: int) -> None:
