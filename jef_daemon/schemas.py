@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic.json_schema import models_json_schema
+
 from jef_daemon import __version__
 from jef_daemon.messages import WIRE_MODELS
 from jef_daemon.names import Names
@@ -83,7 +85,7 @@ def asyncapi(prefix: str = "jef") -> dict[str, Any]:
         "defaultContentType": "application/json",
         "channels": channels,
         "operations": operations,
-        "components": {"messages": _messages()},
+        "components": _components(),
     }
 
 
@@ -99,12 +101,17 @@ def _binding(address: str, kind: str) -> dict[str, Any]:
     }
 
 
-def _messages() -> dict[str, Any]:
-    return {
+def _components() -> dict[str, Any]:
+    """Messages, and their schemas beside them: in a document, `$ref` counts from the document's root."""
+    _, found = models_json_schema(
+        [(model, "validation") for model in WIRE_MODELS], ref_template="#/components/schemas/{model}"
+    )
+    messages = {
         model.__name__: {
             "name": model.__name__,
             "summary": (model.__doc__ or "").partition("\n")[0],
-            "payload": json_schemas()[model.__name__],
+            "payload": {"$ref": f"#/components/schemas/{model.__name__}"},
         }
         for model in WIRE_MODELS
     }
+    return {"messages": messages, "schemas": found["$defs"]}
