@@ -41,16 +41,28 @@ class Copy(ActionExecutor):
         """Copy, verify, rename."""
         wanted = context.configuration
         roots = Roots(self.settings.roots, context.action)
-        source, destination = roots.resolve(wanted.source), roots.resolve(wanted.destination)
-        if destination.is_dir() and not (source.is_dir() and wanted.overwrite):
-            destination = roots.resolve(str(destination / source.name))
-        _check(source, destination, overwrite=wanted.overwrite)
+        source, named = roots.resolve(wanted.source), roots.resolve(wanted.destination)
+        destination = named
+        if context.attempt > 1:
+            _clean_up(named, context.execution_id)
+        if named.is_dir() and not (source.is_dir() and wanted.overwrite):
+            destination = roots.resolve(str(named / source.name))
+            if context.attempt > 1:
+                _clean_up(destination, context.execution_id)
+        _check_apart(source, destination)
         files = files_of(source)
         total = sum(file.size for file in files)
+        if context.attempt > 1 and not wanted.overwrite:
+            # An attempt may have been killed when its copy was in place and its end not yet recorded.
+            progress = ByteProgress(context, 2 * total, 2 * len(files))
+            for made in (named, destination):
+                if _is_apart(source, made) and _is_copy(source, files, made, progress):
+                    return _response(made, files, total)
+        if destination.exists() and not wanted.overwrite:
+            raise FileExistsError(errno.EEXIST, "it exists; set overwrite to replace it", str(destination))
         destination.parent.mkdir(parents=True, exist_ok=True)
         _check_room(destination.parent, total)
         part = _part_of(destination, context.execution_id)
-        _remove(part)  # what a killed attempt of this very job left
         progress = ByteProgress(context, 2 * total, 2 * len(files))
         try:
             _copy_all(source, files, part, roots, progress)
@@ -64,19 +76,40 @@ class Copy(ActionExecutor):
             raise
         finally:
             _remove(part)
-        return ActionExecutorResponse(
-            result=f"copied {human(total)} to {destination}, verified",
-            job_context_variables={"destination": str(destination), "bytes": total, "files": len(files)},
-        )
+        return _response(destination, files, total)
 
 
-def _check(source: Path, destination: Path, *, overwrite: bool) -> None:
+def _response(destination: Path, files: list[File], total: int) -> ActionExecutorResponse:
+    return ActionExecutorResponse(
+        result=f"copied {human(total)} to {destination}, verified",
+        job_context_variables={"destination": str(destination), "bytes": total, "files": len(files)},
+    )
+
+
+def _check_apart(source: Path, destination: Path) -> None:
     if not source.exists():
         raise FileNotFoundError(errno.ENOENT, "there is no such file or folder", str(source))
-    if destination == source or source in destination.parents or destination in source.parents:
+    if not _is_apart(source, destination):
         raise ValueError(f"{destination} and {source} lie within each other")
-    if destination.exists() and not overwrite:
-        raise FileExistsError(errno.EEXIST, "it exists; set overwrite to replace it", str(destination))
+
+
+def _is_apart(source: Path, destination: Path) -> bool:
+    return not (destination == source or source in destination.parents or destination in source.parents)
+
+
+def _is_copy(source: Path, files: list[File], made: Path, progress: ByteProgress) -> bool:
+    """Whether a path holds the very same files with the very same bytes."""
+    if not (source.is_file() and made.is_file()) and not (source.is_dir() and made.is_dir()):
+        return False
+    copied = files_of(made)
+    if [file.size for file in copied] != [file.size for file in files]:
+        return False
+    if source.is_dir() and [file.relative for file in copied] != [file.relative for file in files]:
+        return False
+    return all(
+        _digest(file.path, progress) == _digest(copy.path, progress)
+        for file, copy in zip(files, copied, strict=True)
+    )
 
 
 def _check_room(folder: Path, needed: int) -> None:
@@ -92,6 +125,16 @@ def _part_of(destination: Path, execution_id: str) -> Path:
     mark = hashlib.sha256(execution_id.encode()).hexdigest()[:12]
     name = destination.name.encode()[:200].decode(errors="ignore")
     return destination.with_name(f".{name}.jef-{mark}.part")
+
+
+def _clean_up(destination: Path, execution_id: str) -> None:
+    """Undo what a killed attempt of this very job left beside a destination, whatever becomes of this one."""
+    part = _part_of(destination, execution_id)
+    old = part.with_suffix(".old")
+    _remove(part)
+    if old.exists() and not destination.exists():
+        old.rename(destination)
+    _remove(old)
 
 
 def _copy_all(source: Path, files: list[File], part: Path, roots: Roots, progress: ByteProgress) -> None:
@@ -147,7 +190,7 @@ def _digest(path: Path, progress: ByteProgress) -> bytes:
 
 def _put_in_place(part: Path, destination: Path, *, overwrite: bool) -> None:
     if part.is_dir():
-        _put_tree(part, destination)
+        _put_tree(part, destination, overwrite=overwrite)
     elif overwrite:
         part.replace(destination)
     else:
@@ -163,9 +206,16 @@ def _put_in_place(part: Path, destination: Path, *, overwrite: bool) -> None:
     _sync_folder(destination.parent)
 
 
-def _put_tree(part: Path, destination: Path) -> None:
+def _put_tree(part: Path, destination: Path, *, overwrite: bool) -> None:
+    if not overwrite:
+        try:
+            part.rename(destination)  # refuses to replace anything but an empty folder
+        except OSError:
+            if destination.exists():
+                raise FileExistsError(errno.EEXIST, "it exists by now", str(destination)) from None
+            raise
+        return
     old = part.with_suffix(".old")
-    _remove(old)
     if destination.exists():
         destination.rename(old)
     try:
