@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from jef_daemon.actions.bytes import CHUNK, ByteProgress, File, files_of, human
 from jef_daemon.actions.roots import Roots, RootsSettings
+from jef_daemon.errors import ConfigurationRefused
 from jef_daemon.sdk import ActionExecutor, ActionExecutorResponse, ExecutionContext
 
 ALGORITHMS = sorted(name for name in hashlib.algorithms_guaranteed if not name.startswith("shake"))
@@ -46,7 +47,13 @@ class Checksum(ActionExecutor):
         roots = Roots(self.settings.roots, context.action)
         path = roots.resolve(wanted.path)
         target = roots.resolve(wanted.manifest) if wanted.manifest else None
-        files = files_of(path)
+        if target == path:
+            raise ConfigurationRefused(
+                f"the manifest would replace {path}, which it is to list; name another file"
+            )
+        # A manifest may lie in its tree; it cannot list itself, nor what a killed attempt left of it.
+        own = set() if target is None else {target, _part_of(target)}
+        files = [file for file in files_of(path) if file.path not in own]
         total = sum(file.size for file in files)
         progress = ByteProgress(context, total, len(files))
         lines = []
@@ -94,9 +101,13 @@ def _line(digest: str, name: str) -> str:
     return f"{digest}  {name}\n"
 
 
+def _part_of(path: Path) -> Path:
+    return path.with_name(f".{path.name[:200]}.jef-part")
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file that is whole or not there."""
-    part = path.with_name(f".{path.name[:200]}.jef-part")
+    part = _part_of(path)
     try:
         with part.open("wb") as stream:
             stream.write(content)
