@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,6 +103,8 @@ def main() -> None:
     """Run a command; what went wrong is one sentence on standard error."""
     from jef_daemon.cli import daemon, jobs, keeping, letters  # noqa: F401  they add themselves to the tree
 
+    # What libraries say of a broker that is away would stand beside our own sentence; `run` sets logging up.
+    logging.getLogger().addHandler(logging.NullHandler())
     try:
         app()
     except JefError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import math
 import sys
 import uuid
 from pathlib import Path
@@ -20,6 +21,7 @@ from jef_daemon.errors import ExitCode, SettingsError
 if TYPE_CHECKING:
     from jef_daemon.ledger import Reader
     from jef_daemon.lifecycle import Execution
+    from jef_daemon.rabbitmq.client import Statuses
 
 _ENDS = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"})
 _CLOCKS = ("queue", "lock", "update", "execution")
@@ -212,7 +214,7 @@ async def _submit(action: str, request: dict[str, Any], *, wait: bool) -> str:
         return await _follow(seen, str(request["executionId"]))
 
 
-async def _follow(seen: asyncio.Queue[dict[str, Any]], execution_id: str) -> str:
+async def _follow(seen: Statuses, execution_id: str) -> str:
     from rich.console import Console
     from rich.live import Live
 
@@ -242,7 +244,7 @@ def _configuration(pairs: list[str], as_json: str | None, file: Path | None) -> 
         if text is None:
             continue
         try:
-            value = json.loads(text)
+            value = _json(text)
         except ValueError as error:
             raise SettingsError(f"{source} is no JSON: {error}") from None
         if not isinstance(value, dict):
@@ -269,7 +271,7 @@ def _pairs(pairs: list[str]) -> dict[str, Any]:
             raise SettingsError(f"{pair!r} is no setting; write key=value, or key:=JSON")
         if key.endswith(":"):
             try:
-                found[key[:-1]] = json.loads(value)
+                found[key[:-1]] = _json(value)
             except ValueError as error:
                 raise SettingsError(f"{pair!r} is no JSON behind := ({error})") from None
         else:
@@ -277,9 +279,20 @@ def _pairs(pairs: list[str]) -> dict[str, Any]:
     return found
 
 
+def _json(text: str) -> Any:
+    """JSON as the wire takes it: Python's own reader knows numbers that JSON does not."""
+    return json.loads(text, parse_constant=_finite, parse_float=_finite)
+
+
+def _finite(text: str) -> float:
+    if math.isfinite(value := float(text)):
+        return value
+    raise ValueError(f"{text} is no number of JSON")
+
+
 def _guess(text: str) -> Any:
     try:
-        value = json.loads(text)
+        value = _json(text)
     except ValueError:
         return text
     return value if isinstance(value, bool | int | float) else text
@@ -297,7 +310,7 @@ def _timeouts(texts: list[str]) -> dict[str, float]:
     for text in texts:
         clock, _, seconds = text.partition("=")
         try:
-            found[clock] = float(seconds)
+            found[clock] = _finite(seconds)
         except ValueError:
             raise SettingsError(f"{text!r} is no time-out; write execution=3600") from None
         if clock not in _CLOCKS:

@@ -21,6 +21,7 @@ from jef_daemon.config import masked
 from jef_daemon.errors import BrokerError, NotFound
 from jef_daemon.names import Names
 from jef_daemon.rabbitmq.refusals import meaning, reason
+from jef_daemon.rabbitmq.session import open_connection
 from jef_daemon.rabbitmq.topology import Topology
 
 _TIMEOUT_S = 5.0
@@ -36,7 +37,7 @@ async def connected(url: str) -> AsyncIterator[AbstractChannel]:
     where = masked(url)
     try:
         async with asyncio.timeout(2 * _TIMEOUT_S):
-            connection = await aio_pika.connect(url, timeout=_TIMEOUT_S)
+            connection = await open_connection(url, timeout=_TIMEOUT_S)
             channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
     except Exception as error:  # noqa: BLE001 - the library raises what it likes; all mean: no broker
         raise meaning(error, where) or BrokerError(
@@ -87,10 +88,42 @@ async def _publish(
         ) from None
 
 
+class Statuses:
+    """Status notifications as they come.
+
+    Args:
+        where: the broker, as it may be shown.
+    """
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+        self._seen: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+
+    async def take(self, message: AbstractIncomingMessage) -> None:
+        """One came."""
+        with contextlib.suppress(ValueError):
+            self._seen.put_nowait(json.loads(message.body))
+
+    def end(self) -> None:
+        """No more will come."""
+        self._seen.put_nowait(None)
+
+    async def get(self) -> dict[str, Any]:
+        """The next one.
+
+        Raises:
+            BrokerError: the connection is lost.
+        """
+        told = await self._seen.get()
+        if told is None:
+            raise BrokerError(
+                f"the broker at {self._where} has closed the connection; jobs go on, `jef list` shows them"
+            )
+        return told
+
+
 @contextlib.asynccontextmanager
-async def statuses(
-    url: str, names: Names, pattern: str = "#"
-) -> AsyncIterator[asyncio.Queue[dict[str, Any]]]:
+async def statuses(url: str, names: Names, pattern: str = "#") -> AsyncIterator[Statuses]:
     """Status notifications from now on.
 
     Args:
@@ -98,12 +131,7 @@ async def statuses(
         names: of exchanges.
         pattern: routing keys, `<action>.<status>`; `*` and `#` as in AMQP.
     """
-    seen: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-
-    async def take(message: AbstractIncomingMessage) -> None:
-        with contextlib.suppress(ValueError):
-            seen.put_nowait(json.loads(message.body))
-
+    seen = Statuses(masked(url))
     async with connected(url) as channel:
         try:
             await channel.get_exchange(names.status)
@@ -114,7 +142,8 @@ async def statuses(
             ) from None
         queue = await channel.declare_queue(exclusive=True)
         await queue.bind(names.status, pattern)
-        await queue.consume(take, no_ack=True)
+        await queue.consume(seen.take, no_ack=True)
+        channel.close_callbacks.add(lambda *_: seen.end())
         yield seen
 
 

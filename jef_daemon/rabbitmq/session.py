@@ -187,18 +187,22 @@ async def connect(
     url: str, settings: BusSettings, name: str, timeout_s: float
 ) -> aio_pika.abc.AbstractConnection:
     """Open a connection that does not try to heal itself: the bus starts a new session instead."""
+    properties = {"connection_name": name}
+    return await open_connection(
+        url, timeout=timeout_s, heartbeat=settings.heartbeat_s, client_properties=properties
+    )
+
+
+async def open_connection(url: str, **options: Any) -> aio_pika.abc.AbstractConnection:
+    """Open a connection; one that is refused says so in the broker's own words."""
     try:
-        return await aio_pika.connect(
-            url,
-            timeout=timeout_s,
-            heartbeat=settings.heartbeat_s,
-            client_properties={"connection_name": name},
-        )
+        connection: aio_pika.abc.AbstractConnection = await aio_pika.connect(url, **options)
     except aiormq.exceptions.InvalidFrameError as error:
         closed = _close_behind(error)
         if closed is None:
             raise
         raise aiormq.exceptions.ConnectionClosed(closed.reply_code, closed.reply_text) from None
+    return connection
 
 
 def _close_behind(error: BaseException) -> commands.Connection.Close | None:
