@@ -1,0 +1,547 @@
+"""The command line as people use it: a process of its own, a real broker, a real daemon, a real ledger."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import pytest
+from broker import PrivateBroker
+
+from jef_daemon.errors import ExitCode
+from tests.support.amqp import Client
+from tests.support.process import ROOT, DaemonProcess
+
+NOWHERE = "amqp://guest:hidden@127.0.0.1:1/"
+"""Nobody listens there."""
+
+Finished = subprocess.CompletedProcess[str]
+
+
+@pytest.fixture
+async def running(daemon: DaemonProcess, client: Client) -> DaemonProcess:
+    """The daemon, consuming, and a client that hears it."""
+    daemon.start()
+    return daemon
+
+
+@pytest.fixture
+def start(daemon: DaemonProcess) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts a command that goes on; what is left of it is killed."""
+    started: list[subprocess.Popen[str]] = []
+
+    def popen(*arguments: str, of: DaemonProcess = daemon) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "jef_daemon", "--config", str(of.configuration), *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, "COLUMNS": "160"},
+            start_new_session=True,
+        )
+        started.append(process)
+        return process
+
+    yield popen
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def fine(finished: Finished) -> str:
+    """A command that worked; returns what it printed."""
+    assert finished.returncode == ExitCode.OK, finished
+    assert "Traceback" not in finished.stderr
+    return finished.stdout
+
+
+def refused(finished: Finished, code: int, *words: str) -> str:
+    """A command that did not; one sentence with these words, nothing else."""
+    assert finished.returncode == code, finished
+    assert "Traceback" not in finished.stdout + finished.stderr
+    assert finished.stdout == "", finished
+    assert len(finished.stderr.strip().splitlines()) == 1 or code == ExitCode.USAGE, finished.stderr
+    assert code == ExitCode.USAGE or finished.stderr.startswith("jef: "), finished.stderr
+    for word in words:
+        assert word in finished.stderr, finished.stderr
+    assert "hidden" not in finished.stderr
+    return finished.stderr
+
+
+def lines(text: str) -> list[dict[str, Any]]:
+    """JSON lines."""
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def with_password(url: str, password: str) -> str:
+    """The same broker, another password."""
+    parts = urlsplit(url)
+    user = parts.username or "guest"
+    return urlunsplit(parts._replace(netloc=f"{user}:{password}@{parts.hostname}:{parts.port}"))
+
+
+# --- submit ----------------------------------------------------------------------------------------------
+
+
+async def test_submit_takes_a_configuration_in_every_form(
+    running: DaemonProcess, client: Client, tmp_path: Path
+) -> None:
+    """key=value, key:=JSON, --json, --file, standard input; the nearer to the command's end, the stronger."""
+    file = tmp_path / "configuration.json"
+    file.write_text('{"result": "from the file", "kept": [1, {"a": null}]}')
+    typed = fine(
+        running.jef(
+            "submit", "quick", "a=text", "b=7", "c=true", "d=1.5", "e:=[1, 2]", "f==x=y", "g=NaN", "--id", "1"
+        )
+    )
+    assert typed == "1\n"
+    fine(running.jef("submit", "quick", "--json", '{"result": "typed", "a": {"b": 1}}', "a=2", "--id", "2"))
+    fine(running.jef("submit", "quick", "--file", str(file), "--json", '{"more": 1}', "--id", "3"))
+    piped = subprocess.run(
+        [sys.executable, "-m", "jef_daemon", "-c", running.configuration, "submit", "quick", "--file", "-"],
+        input='{"result": "piped"}',
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    new = fine(piped).strip()
+    wanted: dict[str, dict[str, Any]] = {
+        "1": {"a": "text", "b": 7, "c": True, "d": 1.5, "e": [1, 2], "f": "=x=y", "g": "NaN"},
+        "2": {"result": "typed", "a": 2},
+        "3": {"result": "from the file", "kept": [1, {"a": None}], "more": 1},
+        new: {"result": "piped"},
+    }
+    for name, configuration in wanted.items():
+        end = await client.end_of(name)
+        assert end["status"] == "COMPLETED", end
+        assert end["result"] == configuration.get("result", "done")
+        assert running.reader().request(name)["configuration"] == configuration
+
+
+async def test_submit_takes_all_that_a_request_may_hold(running: DaemonProcess, client: Client) -> None:
+    """Identifiers, locks of both modes, priority, instants, clocks, variables."""
+    command = (
+        "submit quick --id 1 --workflow-id flow --lock asset/42 --lock disk:SHARED --priority 5 "
+        "--not-before 2024-01-01T00:00:00Z --timeout execution=60 --timeout queue=3600 "
+        "--variable a=b --variable n:=[1]"
+    )
+    fine(running.jef(*command.split()))
+    await client.until(lambda: bool(client.of("1")))
+    shown = json.loads(fine(running.jef("show", "1", "--json")))
+    assert (shown["workflowId"], shown["priority"], shown["action"]) == ("flow", 5, "quick")
+    assert shown["request"] == {
+        "executionId": "1",
+        "workflowId": "flow",
+        "configuration": {},
+        "jobContextVariables": {"a": "b", "n": [1]},
+        "locks": [
+            {"resource": "asset/42", "mode": "EXCLUSIVE"},
+            {"resource": "disk", "mode": "SHARED"},
+        ],
+        "priority": 5,
+        "notBefore": "2024-01-01T00:00:00Z",
+        "timeouts": {"execution": 60.0, "queue": 3600.0},
+    }
+
+
+async def test_submit_waits_and_tells_the_end(running: DaemonProcess, client: Client) -> None:
+    """0 for COMPLETED with result and variables, 1 for any other end; the same for a job that has ended."""
+    for _ in range(2):  # the second time it is a repetition
+        done = running.jef("submit", "quick", "result=fine", "--variable", "a=b", "--id", "done", "--wait")
+        assert fine(done).partition("\n")[0] == "fine"
+        assert json.loads(fine(done).partition("\n")[2]) == {"attempt": 1, "a": "b"}
+    assert running.starts() == [("done", 1)]
+    slow = running.jef("submit", "slow", "seconds=1", "steps=5", "--id", "slow", "-w")
+    told = [line.split()[3] for line in slow.stderr.splitlines()]
+    assert (told[0], told[1], told[-1]) == ("QUEUED", "RUNNING", "COMPLETED")
+    assert "step 3" in slow.stderr
+    failed = running.jef("submit", "misbehave", "how=raise", "--wait")
+    assert (failed.returncode, failed.stdout) == (ExitCode.FAILED, "")
+    assert failed.stderr.splitlines()[-1] == "FAILED: RuntimeError: on purpose"
+    assert "Traceback" not in failed.stderr
+    unknown = running.jef("submit", "no-such-action", "--wait")
+    assert unknown.returncode == ExitCode.FAILED
+    assert "no daemon has served it" in unknown.stderr
+
+
+async def test_mistakes_are_one_sentence(daemon: DaemonProcess, tmp_path: Path) -> None:
+    """The user's before anything is sent, the configuration's, the ledger's; each with its exit code."""
+    not_json = tmp_path / "not.json"
+    not_json.write_text("{")
+    expected: list[tuple[tuple[str, ...], int, tuple[str, ...]]] = []
+    for arguments, words in {
+        ("submit", "quick", "no-sign"): ("'no-sign'", "key=value"),
+        ("submit", "quick", "=x"): ("key=value",),
+        ("submit", "quick", "a:={"): ("no JSON",),
+        ("submit", "quick", "--json", "{"): ("--json is no JSON",),
+        ("submit", "quick", "--json", "[1]"): ("no JSON object",),
+        ("submit", "quick", "--file", "/no/such/file"): ("/no/such/file", "No such file"),
+        ("submit", "quick", "--file", str(tmp_path)): ("directory",),
+        ("submit", "quick", "--file", str(not_json)): ("--file is no JSON",),
+        ("submit", "quick", "--id", "with space"): ("executionId",),
+        ("submit", "quick", "--priority", "5000"): ("priority",),
+        ("submit", "quick", "--not-before", "tomorrow"): ("notBefore", "RFC 3339"),
+        ("submit", "quick", "--timeout", "execution"): ("execution=3600",),
+        ("submit", "quick", "--timeout", "lunch=3"): ("lunch", "queue, lock, update, execution"),
+        ("submit", "quick", "--timeout", "queue=-1"): ("queue",),
+        ("submit", "quick", "--timeout", "queue=nan"): ("queue=nan",),
+        ("submit", "quick", "x:=NaN"): ("NaN",),
+        ("list", "--status", "DONE"): ("DONE", "COMPLETED"),
+        ("list", "--since", "yesterday"): ("yesterday", "2h"),
+        ("purge", "--older-than", "soon"): ("soon", "30d"),
+        ("--set", "nonsense", "list"): ("nonsense", "key=value"),
+        ("--set", "slots.totl=8", "list"): ("slots.totl", "slots.total"),
+        ("--set", "slots.total=many", "list"): ("slots.total",),
+        ("--config", "/no/such.toml", "list"): ("/no/such.toml",),
+        ("--amqp-url", "http://example.org", "submit", "quick"): ("amqp_url", "amqp://"),
+    }.items():
+        expected.append((arguments, ExitCode.SETTINGS, words))
+    for arguments, words in {
+        ("submit",): ("action",),
+        ("nonsense",): ("nonsense",),
+        ("list", "--limit", "0"): ("limit",),
+        ("list", "--colour"): ("--colour",),
+        ("submit", "quick", "--priority", "high"): ("priority",),
+    }.items():
+        expected.append((arguments, ExitCode.USAGE, words))
+    garbage = tmp_path / "garbage.db"
+    garbage.write_bytes(b"this is no database at all" * 100)
+    for command in ("list", "show 1", "history 1", "purge --yes"):
+        arguments = tuple(command.split())
+        expected.append((arguments, ExitCode.LEDGER, ("ledger",)))
+        if command != "history 1":
+            on_garbage = ("--ledger-url", f"sqlite:///{garbage}", *arguments)
+            expected.append((on_garbage, ExitCode.LEDGER, ("no ledger",)))
+    expected.append((("--ledger-url", "postgresql://a/b", "list"), ExitCode.LEDGER, ("sqlite",)))
+    with ThreadPoolExecutor(3) as threads:
+        finished = threads.map(lambda one: daemon.jef(*one[0]), expected)
+        for (_, code, words), done in zip(expected, finished, strict=True):
+            refused(done, code, *words)
+    assert not (daemon.folder / "data").exists(), "looking makes nothing"
+
+
+# --- looking ---------------------------------------------------------------------------------------------
+
+
+async def test_list_filters_and_pages(running: DaemonProcess, client: Client) -> None:
+    """By status, action, workflow and age; every job on exactly one page, newest first."""
+    for number in range(7):
+        await client.submit("quick", f"q{number}", workflowId="even" if number % 2 == 0 else "odd")
+        await client.end_of(f"q{number}")
+    await client.submit("misbehave", "bad", {"how": "raise"})
+    await client.submit("slow", "long", {"seconds": 60})
+    await client.end_of("bad")
+    await client.until(lambda: "RUNNING" in client.statuses("long"))
+
+    def names(*options: str) -> list[str]:
+        return [job["executionId"] for job in lines(fine(running.jef("list", "--json", *options)))]
+
+    quick = [f"q{number}" for number in reversed(range(7))]
+    assert names() == ["long", "bad", *quick]
+    assert names("--status", "FAILED") == ["bad"]
+    assert names("--status", "failed", "--status", "running") == ["long", "bad"]
+    assert names("--action", "quick") == quick
+    assert names("--action", "quick", "--workflow", "odd") == ["q5", "q3", "q1"]
+    assert names("--since", "1h", "--workflow", "nobody") == []
+    assert names("--since", "2999-01-01T00:00:00Z") == []
+    pages, before = [], ["--limit", "4"]
+    while True:
+        page = running.jef("list", "--json", *before)
+        pages.append([job["executionId"] for job in lines(fine(page))])
+        if not page.stderr:
+            break
+        assert page.stderr.startswith("more: jef list --before ")
+        before = ["--limit", "4", "--before", page.stderr.split()[-1]]
+    assert [len(page) for page in pages] == [4, 4, 1]
+    assert [name for page in pages for name in page] == ["long", "bad", *quick]
+    rows = fine(running.jef("list")).splitlines()
+    assert len(rows) == 10
+    assert rows[0].split()[:3] == ["job", "action", "status"]
+    assert rows[2].split()[:3] == ["bad", "misbehave", "FAILED"]
+    assert "RuntimeError: on purpose" in rows[2]
+
+
+async def test_show_and_history_find_a_job_by_either_name(running: DaemonProcess, client: Client) -> None:
+    """All about it, for people and for programs; a stack trace where it failed; 6 where there is none."""
+    await client.submit("quick", "1", {"external_id": "render-77"}, jobContextVariables={"a": 1})
+    await client.submit("misbehave", "2", {"how": "raise"})
+    await client.end_of("1")
+    await client.end_of("2")
+    for name in ("1", "render-77"):
+        shown = json.loads(fine(running.jef("show", name, "--json")))
+        assert (shown["executionId"], shown["externalId"], shown["status"]) == ("1", "render-77", "COMPLETED")
+        assert shown["request"]["configuration"] == {"external_id": "render-77"}
+        assert shown["outcome"]["jobContextVariables"] == {"attempt": 1, "a": 1}
+        assert shown["queuedAt"] <= shown["startedAt"] <= shown["finishedAt"]
+        entries = lines(fine(running.jef("history", name, "--json")))
+        assert [entry["status"] for entry in entries][-2:] == ["RUNNING", "COMPLETED"]
+        assert [entry["at"] for entry in entries] == sorted(entry["at"] for entry in entries)
+        assert "RUNNING -> COMPLETED" in fine(running.jef("history", name))
+    text = fine(running.jef("show", "render-77"))
+    assert [line.split() for line in text.splitlines()][:2] == [
+        ["executionId", "1"],
+        ["externalId", "render-77"],
+    ]
+    told = fine(running.jef("history", "2"))
+    assert "Traceback (most recent call last)" in told
+    assert "RuntimeError: on purpose" in told
+    for command in ("show", "history"):
+        refused(running.jef(command, "nobody"), ExitCode.NOT_FOUND, "nobody", "jef list")
+
+
+async def test_watch_sees_what_happens(
+    running: DaemonProcess, client: Client, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    """Each notification a line, JSON or not, of all actions or one, for a while."""
+    watchers = {
+        "json": start("watch", "--json", "--for", "3"),
+        "slow": start("watch", "--for", "3", "--action", "slow"),
+    }
+    number = 0
+    while any(watcher.poll() is None for watcher in watchers.values()):
+        number += 1
+        await client.submit("quick", f"q{number}")
+        await client.submit("slow", f"s{number}")
+        await asyncio.sleep(0.5)
+    said = {}
+    for name, watcher in watchers.items():
+        said[name], complaints = watcher.communicate()
+        assert (watcher.returncode, complaints) == (ExitCode.OK, "")
+    told = lines(said["json"])
+    assert all(one in client.told for one in told)
+    of_one = [one["status"] for one in told if one["executionId"] == "s3"]
+    assert list(dict.fromkeys(of_one)) == ["QUEUED", "RUNNING", "COMPLETED"]
+    assert {line.split()[2] for line in said["slow"].splitlines()} == {"slow"}
+    assert "s3 slow COMPLETED 100% slept" in said["slow"]
+
+
+def test_actions_and_schema(daemon: DaemonProcess) -> None:
+    """What is served and what it wants; an executor that cannot be loaded says why; messages' schemas."""
+    daemon.configure(
+        '[actions.held]\nexecutor = "no_such_module:X"\n[actions.copy]\nenabled = false\n'
+        '[actions.watchful]\ncommand = ["echo", "{configuration.text}"]\n'
+    )
+    told = {line.split()[0]: line for line in fine(daemon.jef("actions")).splitlines()}
+    assert {"quick", "slow", "blocking", "checksum", "nap", "held"} <= set(told)
+    assert "copy" not in told
+    assert "there is no module no_such_module" in told["held"]
+    assert "(needs path)" in told["checksum"]
+    everything = json.loads(fine(daemon.jef("actions", "--json")))
+    assert set(everything) == set(told)
+    one = json.loads(fine(daemon.jef("actions", "checksum")))
+    assert one == everything["checksum"]
+    assert one["configuration"]["properties"]["path"]["type"] == "string"
+    assert (one["runs"], one["mayRunAgain"], one["problem"]) == ("in a process", True, None)
+    assert everything["watchful"]["configuration"]["required"] == ["text"]
+    refused(daemon.jef("actions", "nonsense"), ExitCode.NOT_FOUND, "nonsense", "jef actions")
+    names = [line.split()[0] for line in fine(daemon.jef("schema")).splitlines()]
+    assert {"JobRequest", "StatusNotification"} <= set(names)
+    for name in ("JobRequest", "StatusNotification", names[-1]):
+        schema = json.loads(fine(daemon.jef("schema", name)))
+        assert schema["$schema"].startswith("https://json-schema.org/")
+        assert schema["type"] == "object"
+        assert schema["properties"]
+    assert json.loads(fine(daemon.jef("schema", "--asyncapi")))["asyncapi"].startswith("3.")
+    refused(daemon.jef("schema", "Nonsense"), ExitCode.NOT_FOUND, "Nonsense", "JobRequest")
+
+
+# --- check -----------------------------------------------------------------------------------------------
+
+
+async def test_check_says_what_is_wrong_and_the_remedy(daemon: DaemonProcess, amqp_url: str) -> None:
+    """All ok: 0. A broker away, a wrong password, a missing module, a folder: 1, and what to do."""
+    told = fine(daemon.jef("check"))
+    assert "WRONG" not in told
+    for word in (
+        "configuration",
+        "folder",
+        "ledger",
+        "broker",
+        "declare",
+        "publish",
+        "consume",
+        "action quick",
+    ):
+        assert word in told
+
+    def wrong(finished: Finished, *words: str) -> None:
+        assert finished.returncode == ExitCode.FAILED, finished
+        assert "Traceback" not in finished.stdout + finished.stderr
+        assert finished.stdout.count("WRONG") == 1, finished.stdout
+        behind = finished.stdout.partition("WRONG")[2]
+        for word in words:
+            assert word in behind, finished.stdout
+        assert "hidden" not in finished.stdout
+
+    away = daemon.jef("--amqp-url", NOWHERE, "check")
+    wrong(away, "no broker answers at amqp://guest:***@127.0.0.1:1/", "start RabbitMQ or set JEF_AMQP_URL")
+    wrong(daemon.jef("--amqp-url", with_password(amqp_url, "hidden"), "check"), "refuses user or password")
+    no_host = urlunsplit(urlsplit(amqp_url)._replace(path="/nowhere"))
+    wrong(daemon.jef("--amqp-url", no_host, "check"), "no such virtual host", "add_vhost")
+    wrong(daemon.jef("--set", "slots.totl=8", "check"), "slots.total")
+    wrong(daemon.jef("--set", "data_dir=/proc/nowhere", "check"), "/proc/nowhere")
+    daemon.configure('[actions.held]\nexecutor = "no_such_module:X"\n')
+    wrong(daemon.jef("check"), "action held", "no module no_such_module", "python_path")
+
+
+async def test_a_broker_that_cannot_be_used_is_exit_code_4(daemon: DaemonProcess, amqp_url: str) -> None:
+    """Every command that needs it says within seconds why; so does one before any daemon has run."""
+    commands = (
+        "submit quick",
+        "submit quick --wait",
+        "watch --for 5",
+        "dead-letters list",
+        "dead-letters drop 1",
+    )
+    for command in commands:
+        begin = time.monotonic()
+        refused(daemon.jef("--amqp-url", NOWHERE, *command.split()), ExitCode.BROKER, "no broker answers")
+        assert time.monotonic() - begin < 15
+    wrong = with_password(amqp_url, "hidden")
+    refused(daemon.jef("--amqp-url", wrong, "submit", "quick"), ExitCode.BROKER, "user or password")
+    for command in commands[:3]:
+        refused(daemon.jef(*command.split()), ExitCode.BROKER, "start one with `jef run`")
+    refused(daemon.jef("dead-letters", "list"), ExitCode.NOT_FOUND, "no daemon with this prefix")
+
+
+# --- keeping house ---------------------------------------------------------------------------------------
+
+
+async def test_dead_letters_are_looked_at_replayed_and_dropped(
+    running: DaemonProcess, client: Client
+) -> None:
+    """Looking leaves all where it is; replaying sends the same bytes again; dropping takes only what was named."""
+    await client.publish("quick", b"this is no JSON")
+    await client.publish("held", b'{"executionId": "early", "configuration": {"text": "hello"}}')
+    await client.publish("quick", b'{"executionId": "bad", "priority": "high"}')
+    await client.publish("quick", b"\xff\xfe")
+
+    async def found(count: int) -> list[dict[str, Any]]:
+        async with asyncio.timeout(30):
+            while True:
+                told = lines(fine(running.jef("dead-letters", "list", "--json")))
+                if len(told) == count:
+                    return told
+
+    told = await found(4)
+    assert [letter["number"] for letter in told] == [1, 2, 3, 4]
+    by_reason = {letter["reason"]: letter for letter in told}
+    assert set(by_reason) == {"not-json", "unroutable", "field-invalid"}
+    assert by_reason["unroutable"]["executionId"] == "early"
+    assert by_reason["field-invalid"]["detail"]
+    assert by_reason["unroutable"]["routingKey"] == "held"
+    text = fine(running.jef("dead-letters", "list"))
+    assert len(text.splitlines()) == 4
+    shown = fine(running.jef("dead-letters", "show", "bad"))
+    assert '"executionId": "bad", "priority": "high"' in shown.splitlines()[-1]
+    assert "x-jef-reason" in shown
+    for command in ("show", "replay"):
+        refused(running.jef("dead-letters", command, "99"), ExitCode.NOT_FOUND, "99")
+    refused(running.jef("dead-letters", "drop"), ExitCode.SETTINGS, "--all")
+    await found(4)
+
+    assert fine(running.jef("dead-letters", "drop", "bad")) == "1 dropped\n"
+    assert {letter["reason"] for letter in await found(3)} == {"not-json", "unroutable"}
+    running.stop()
+    running.configure('[actions.held]\ncommand = ["echo", "{configuration.text}"]\n')
+    running.start()
+    assert fine(running.jef("dead-letters", "replay", "--reason", "unroutable")) == "1 sent again\n"
+    await client.until(lambda: any(one.get("result") for one in client.told if one["executionId"] == "early"))
+    assert client.told[-1]["jobContextVariables"]["output"] == "hello\n"
+    await found(2)
+    assert fine(running.jef("dead-letters", "replay", "--reason", "not-json")) == "2 sent again\n"
+    assert {letter["reason"] for letter in await found(2)} == {"not-json"}  # no better than before
+    assert fine(running.jef("dead-letters", "drop", "--all")) == "2 dropped\n"
+    assert await found(0) == []
+
+
+async def test_purge_deletes_what_has_ended(running: DaemonProcess, client: Client) -> None:
+    """Asked first; only what is old enough; a running job stays, and the daemon goes on."""
+    for name in ("a", "b", "c"):
+        await client.submit("quick", name)
+        await client.end_of(name)
+    await client.submit("slow", "long", {"seconds": 60})
+    await client.until(lambda: "RUNNING" in client.statuses("long"))
+    assert "nothing finished" in fine(running.jef("purge", "--older-than", "1h", "--yes"))
+    asked = running.jef("purge", "--older-than", "0s")  # nobody answers
+    assert asked.returncode == ExitCode.FAILED
+    assert "delete 3 executions" in asked.stdout + asked.stderr
+    assert len(fine(running.jef("list", "--json")).splitlines()) == 4
+    assert "3 executions deleted" in fine(running.jef("purge", "--older-than", "0s", "--yes"))
+    assert [job["executionId"] for job in lines(fine(running.jef("list", "--json")))] == ["long"]
+    refused(running.jef("history", "a"), ExitCode.NOT_FOUND)
+    await client.submit("quick", "d")
+    assert (await client.end_of("d"))["status"] == "COMPLETED"
+
+
+# --- interrupted -----------------------------------------------------------------------------------------
+
+
+async def test_ctrl_c_is_130_and_no_traceback(
+    running: DaemonProcess, client: Client, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    """The command ends, the job goes on."""
+    waiting = start("submit", "slow", "seconds=60", "--id", "long", "--wait")
+    watching = start("watch", "--json")
+    assert watching.stdout is not None
+    await client.until(lambda: "RUNNING" in client.statuses("long"))
+    first = asyncio.create_task(asyncio.to_thread(watching.stdout.readline))
+    while not first.done():
+        await client.submit("quick", f"q{time.monotonic()}")
+        await asyncio.sleep(0.2)
+    for process in (waiting, watching):
+        process.send_signal(signal.SIGINT)
+    for process in (waiting, watching):
+        said = await asyncio.to_thread(process.communicate, timeout=20)
+        assert process.returncode == ExitCode.INTERRUPTED, said
+        assert "Traceback" not in said[1]
+    assert client.statuses("long")[-1] == "RUNNING"
+    assert json.loads(await asyncio.to_thread(lambda: fine(running.jef("show", "long", "--json"))))[
+        "status"
+    ] == ("RUNNING")
+
+
+def test_a_reader_that_leaves_is_nobody_s_error(daemon: DaemonProcess) -> None:
+    """`jef schema | head -1`: no traceback, no complaint."""
+    command = f"{sys.executable} -m jef_daemon schema --asyncapi | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (done.stdout, done.stderr) == ("{\n", "")
+
+
+async def test_a_broker_that_goes_ends_the_waiting(
+    own_broker: PrivateBroker, tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    """`submit --wait` and `watch` would hear no more: one sentence and exit code 4, never silence."""
+    own = DaemonProcess(own_broker.url, "own", tmp_path / "own")
+    try:
+        own.start()
+        waiting = start("submit", "slow", "seconds=60", "--id", "long", "--wait", of=own)
+        watching = start("watch", of=own)
+        async with Client(own_broker.url, "own") as client:
+            await client.until(lambda: "RUNNING" in client.statuses("long"))
+            assert watching.stdout is not None
+            first = asyncio.create_task(asyncio.to_thread(watching.stdout.readline))
+            while not first.done():
+                await client.submit("quick", f"q{time.monotonic()}")
+                await asyncio.sleep(0.2)
+        await asyncio.to_thread(own_broker.kill)
+        for process in (waiting, watching):
+            _, complaints = await asyncio.to_thread(process.communicate, timeout=20)
+            assert process.returncode == ExitCode.BROKER, complaints
+            assert "Traceback" not in complaints
+            assert complaints.splitlines()[-1].startswith("jef: the broker")
+    finally:
+        own.kill()
