@@ -52,8 +52,7 @@ def show(which: Annotated[str, typer.Argument(help="A number from `list`, or an 
     Examples:
       jef dead-letters show 1
     """
-    for number in _numbers(_all(), [which], everything=False, reason=None):
-        letter = _all()[number - 1]
+    for letter in _chosen(_all(), [which], everything=False, reason=None):
         typer.echo(
             json.dumps(_told(letter) | {"headers": {k: str(v) for k, v in letter.headers.items()}}, indent=2)
         )
@@ -90,27 +89,27 @@ def _take(which: list[str] | None, *, everything: bool, reason: str | None, repl
     from jef_daemon.rabbitmq import client
 
     settings = common.settings()
-    numbers = _numbers(_all(), which or [], everything=everything, reason=reason)
+    chosen = _chosen(_all(), which or [], everything=everything, reason=reason)
     done = asyncio.run(
-        client.take_dead_letters(broker_url(settings), Names(settings.prefix), numbers, replay=replay)
+        client.take_dead_letters(broker_url(settings), Names(settings.prefix), chosen, replay=replay)
     )
     typer.echo(f"{done} {'sent again' if replay else 'dropped'}")
 
 
-def _numbers(found: list[DeadLetter], which: list[str], *, everything: bool, reason: str | None) -> list[int]:
+def _chosen(
+    found: list[DeadLetter], which: list[str], *, everything: bool, reason: str | None
+) -> list[DeadLetter]:
     if everything:
-        return [letter.number for letter in found]
+        return found
     if reason is not None:
-        return [letter.number for letter in found if letter.reason == reason]
+        return [letter for letter in found if letter.reason == reason]
     if not which:
         raise SettingsError("say which: numbers from `jef dead-letters list`, --reason or --all")
-    numbers = []
     for text in which:
-        fitting = [letter.number for letter in found if text in {str(letter.number), letter.execution_id}]
-        if not fitting:
+        if not any(text in {str(letter.number), letter.execution_id} for letter in found):
             raise NotFound(f"there is no dead letter {text}; `jef dead-letters list` shows which are")
-        numbers += fitting
-    return numbers
+    named = set(which)
+    return [letter for letter in found if named & {str(letter.number), letter.execution_id}]
 
 
 def _all() -> list[DeadLetter]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,10 @@ from jef_daemon.rabbitmq.session import open_connection
 from jef_daemon.rabbitmq.topology import Topology
 
 _TIMEOUT_S = 5.0
+_MOST = 10_000
+"""Dead letters looked at, at most."""
+_LOOKS, _LOOK_AGAIN_S = 10, 0.2
+"""Dead letters that somebody else looks at just now come back when he has looked."""
 
 
 @contextlib.asynccontextmanager
@@ -160,6 +165,11 @@ class DeadLetter:
     headers: Mapping[str, Any]
 
     @property
+    def identity(self) -> tuple[str, str, bytes]:
+        """What makes it this one and no other, wherever it stands."""
+        return (self.reason, self.routing_key, self.body)
+
+    @property
     def execution_id(self) -> str:
         """Where it can be read, else empty."""
         try:
@@ -169,7 +179,7 @@ class DeadLetter:
         return str(found)
 
 
-async def dead_letters(url: str, names: Names, most: int = 10_000) -> list[DeadLetter]:
+async def dead_letters(url: str, names: Names, most: int = _MOST) -> list[DeadLetter]:
     """Look at them; every one stays where it is."""
     async with connected(url) as channel:
         queue = await _dead_letter_queue(channel, names)
@@ -177,32 +187,43 @@ async def dead_letters(url: str, names: Names, most: int = 10_000) -> list[DeadL
         return [_dead_letter(number, message) async for number, message in _each(queue, most)]
 
 
-async def take_dead_letters(url: str, names: Names, numbers: Sequence[int] | None, *, replay: bool) -> int:
+async def take_dead_letters(url: str, names: Names, letters: Sequence[DeadLetter], *, replay: bool) -> int:
     """Publish dead letters to the jobs exchange again, or only drop them.
+
+    They are known by what they hold, never by their place: whoever else looks at the queue meanwhile holds
+    some of them, and the places of the others shift.
 
     Args:
         url: the broker's.
         names: of exchanges and queues.
-        numbers: which, from 1; None: all that are there now.
+        letters: which, as `dead_letters` found them.
         replay: True: published and confirmed before it is taken away; False: dropped.
 
     Returns:
-        How many.
+        How many; fewer than wanted where others took them first.
     """
     done = 0
+    wanted = Counter(letter.identity for letter in letters)
     async with connected(url) as channel:
         queue = await _dead_letter_queue(channel, names)
-        wanted = None if numbers is None else set(numbers)
-        count = queue.declaration_result.message_count or 0
-        async for number, message in _each(queue, count):
-            if wanted is not None and number not in wanted:
-                continue
-            if replay:
+        for _ in range(_LOOKS):
+            async for number, message in _each(queue, _MOST):
                 letter = _dead_letter(number, message)
-                headers = {key: value for key, value in letter.headers.items() if not key.startswith("x-")}
-                await _publish(channel, names, letter.routing_key, letter.body, headers)
-            await message.ack()
-            done += 1
+                if not wanted[letter.identity]:
+                    continue
+                wanted[letter.identity] -= 1
+                if replay:
+                    headers = {
+                        key: value for key, value in letter.headers.items() if not key.startswith("x-")
+                    }
+                    await _publish(channel, names, letter.routing_key, letter.body, headers)
+                await message.ack()
+                done += 1
+                if done == len(letters):
+                    break
+            if done == len(letters):
+                break
+            await asyncio.sleep(_LOOK_AGAIN_S)
         # An acknowledgement written just before a quorum queue's connection closes is lost.
         await asyncio.sleep(0.5 if done else 0)
     return done
