@@ -102,7 +102,7 @@ class Playground:
             BrokerError: there is no broker.
             PlaygroundError: the daemon does not start.
         """
-        self._folder.mkdir(exist_ok=True)
+        self._folder.mkdir(parents=True, exist_ok=True)
         url = self._broker.start()
         self._configure(url)
         pid, born = self._daemon()

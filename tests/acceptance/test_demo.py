@@ -100,9 +100,8 @@ def test_what_goes_otherwise_is_seen() -> None:
 def test_the_playground_runs_until_it_is_stopped(
     undisturbed: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Started twice it is one; the commands that it prints work; stopped, nothing is left."""
+    """In a folder that is not there yet; started twice it is one; its commands work; stopped, nothing is left."""
     folder = tmp_path / ".jef" / "demo"
-    folder.mkdir(parents=True)
     playground = Playground(folder)
     pid, url = playground.start()
     try:
