@@ -16,15 +16,18 @@ OVERHEAD = 8
 """Bytes of a frame beside its payload."""
 
 
-def short(least: int = 0) -> st.SearchStrategy[str]:
+def short(least: int = 0, most: int = 255) -> st.SearchStrategy[str]:
     """Texts of at most 255 bytes."""
     characters = st.characters(exclude_categories=["Cs"])
-    return st.text(characters, min_size=least).filter(lambda text: len(text.encode()) <= 255)
+    return st.text(characters, min_size=least).filter(lambda text: len(text.encode()) <= most)
 
+
+KEYS = short(1, 128)
+"""AMQP 0-9-1, section 4.2.5.5: names of fields have at most 128 characters; the library cuts off the rest."""
 
 values = st.recursive(
     st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.text(st.characters(exclude_categories=["Cs"])),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(short(1), inner, max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
     max_leaves=6,
 )
 
@@ -61,7 +64,7 @@ def read(data: bytes, frame_max: int) -> tuple[commands.Basic.Publish, header.Co
     exchange=short(),
     routing_key=short(),
     body=st.binary(max_size=500),
-    headers=st.none() | st.dictionaries(short(1), values, max_size=4),
+    headers=st.none() | st.dictionaries(KEYS, values, max_size=4),
     correlation_id=st.none() | short(1),
     reply_to=st.none() | short(1),
 )
