@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -125,10 +126,22 @@ def test_escaped_text_comes_back(text: str) -> None:
 
 @given(st.lists(st.sampled_from(["{", "}", "executionId", "configuration.x", "."]), max_size=8))
 def test_what_passed_the_check_can_be_filled(parts: list[str]) -> None:
-    """No third outcome besides filled and refused by the check."""
+    """No third outcome besides filled and refused by the check, where the configuration has what it names."""
     template = "".join(parts)
     try:
         check(template)
     except ValueError:
         return
-    fill(template, {"configuration": {"x": "1"}, "executionId": "624"})
+    values: dict[str, Any] = {"configuration": {}}
+    for name in names(template):
+        *above, last = name.split(".")
+        inner = values
+        for part in above:
+            found = inner.setdefault(part, {})
+            inner = found if isinstance(found, dict) else {}
+        inner.setdefault(last, "1")
+    with contextlib.suppress(ConfigurationRefused):  # one name is another's beginning: x and x.y
+        fill(template, values)
+        return
+    heads = [name for name in names(template) if any(n.startswith(f"{name}.") for n in names(template))]
+    assert heads
