@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from enum import StrEnum
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -27,6 +26,7 @@ from pydantic_core import from_json, to_json
 
 from jef_daemon.errors import RequestRefused
 from jef_daemon.lifecycle import Completed, Event, Execution, Failed, LockAwaited, Status, Transition
+from jef_daemon.lock.state import Mode
 
 MAX_BODY_BYTES = 1024 * 1024
 """Default limit of a request's body; configurable."""
@@ -53,20 +53,11 @@ class _Wire(BaseModel):
     model_config = ConfigDict(alias_generator=to_camel, strict=True, extra="ignore")
 
 
-class LockMode(StrEnum):
-    """How a resource is locked."""
-
-    SHARED = "SHARED"
-    """Together with other SHARED ones."""
-    EXCLUSIVE = "EXCLUSIVE"
-    """Alone."""
-
-
 class LockDemand(_Wire):
     """A lock that a job or a client wants."""
 
     resource: Name = Field(description="What is locked, e.g. `asset/42`.")
-    mode: LockMode = Field(description="SHARED with others, or EXCLUSIVE.")
+    mode: Mode = Field(description="SHARED with others, or EXCLUSIVE.")
 
 
 class Timeouts(_Wire):
@@ -106,7 +97,7 @@ class WaitingFor(_Wire):
     """What a job in WAITING_FOR_LOCK waits for."""
 
     resource: str
-    mode: LockMode
+    mode: Mode
     position: int = Field(ge=1, description="1: next.")
     holders: list[str] = Field(default_factory=list, description="Owners, at most ten.")
 
@@ -177,33 +168,99 @@ class ControlReply(_Wire):
     reason: str | None = None
 
 
+class LockName(_Wire):
+    """A resource, and how it is wanted. Lengths are the lock service's to refuse, in an answer."""
+
+    resource: str = Field(description="What is locked, e.g. `asset/42`.")
+    mode: Mode = Field(default=Mode.EXCLUSIVE, description="SHARED with others, or EXCLUSIVE (the default).")
+
+
 class LockRequest(_Wire):
     """An operation on locks, to `jef.locks`, always with `reply_to` and `correlation_id`."""
 
-    operation: Literal["acquire", "renew", "release", "cancel", "inspect"]
-    owner: Name | None = None
-    locks: list[LockDemand] = Field(default_factory=list)
-    lease_seconds: Seconds = 60.0
-    wait: bool = True
+    operation: Literal["acquire", "renew", "release", "cancel", "inspect", "force-release"]
+    owner: str = Field(
+        default="", description="Who holds or waits: an execution's id, or any name. Required."
+    )
+    owners: list[str] = Field(
+        default_factory=list,
+        description="renew, instead of owner: all these, each with all it holds or its place in the queue.",
+    )
+    locks: list[LockName] = Field(
+        default_factory=list,
+        description="acquire: what is wanted. renew, release: only these; empty: all. inspect: empty: all.",
+    )
+    lease_seconds: float = Field(default=60.0, description="How long the grants live unless renewed.")
+    wait_lease_seconds: float | None = Field(
+        default=None,
+        description="How long the place in the queue lives unless asked again; null: as the lease.",
+    )
+    wait: bool = Field(default=True, description="False: be refused rather than wait.")
+    after: str = Field(default="", description="inspect: only resources with later names.")
+    sole: bool = Field(
+        default=False,
+        description="The owner counts only together with `reply_to`, and an older `correlation_id` never undoes a "
+        "newer one. For daemons, whose messages may come twice.",
+    )
+    reason: str = Field(default="", description="force-release: why; told to the holder.")
+    by: str = Field(default="", description="force-release: who asks for it.")
 
 
 class GrantInfo(_Wire):
     """A granted lock."""
 
     resource: str
-    mode: LockMode
+    mode: Mode
     fencing_token: int = Field(description="Rises with each grant of the resource, for ever.")
     lease_until: AwareDatetime
 
 
-class LockReply(_Wire):
-    """An answer of the lock service."""
+class WaiterInfo(_Wire):
+    """One who waits."""
 
-    status: str
+    owner: str
+    mode: Mode
+    asked_at: AwareDatetime
+
+
+class HolderInfo(GrantInfo):
+    """One who holds."""
+
+    owner: str
+    granted_at: AwareDatetime
+
+
+class ResourceInfo(_Wire):
+    """A resource as `inspect` tells it."""
+
+    resource: str
+    fencing_token: int = Field(description="The last one given out.")
+    holders: list[HolderInfo]
+    waiters: list[WaiterInfo] = Field(description="The first hundred, in order.")
+    waiting: int = Field(description="How many there are.")
+
+
+class LockReply(_Wire):
+    """An answer of the lock service, with the request's `correlation_id`."""
+
+    status: str = Field(
+        description="GRANTED, WAITING, REFUSED, RENEWED, LOST, KEPT, RELEASED, CANCELLED, STATE; "
+        "unasked EXPIRED, REVOKED."
+    )
+    owner: str = Field(default="", description="Whom it is about; empty with KEPT and STATE.")
     grants: list[GrantInfo] | None = None
-    position: int | None = None
-    holders: list[str] | None = None
-    reason: str | None = None
+    resource: str | None = Field(default=None, description="WAITING: the one that is waited for.")
+    mode: Mode | None = None
+    position: int | None = Field(default=None, description="Among all that wait for the resource; 1: next.")
+    holders: list[str] | None = Field(default=None, description="Owners, at most ten.")
+    lost: list[str] | None = Field(
+        default=None,
+        description="Resources that are not held any more; KEPT: owners that hold or wait no more.",
+    )
+    held: list[str] | None = Field(default=None, description="KEPT: owners that hold what they were granted.")
+    code: str | None = Field(default=None, description="REFUSED: why, for machines.")
+    reason: str | None = Field(default=None, description="Why, for people.")
+    resources: list[ResourceInfo] | None = Field(default=None, description="STATE only.")
 
 
 class WorkflowRequest(_Wire):

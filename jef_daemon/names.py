@@ -55,6 +55,15 @@ class Names:
         """Queue of the lock service."""
         return f"{self.prefix}.locks"
 
+    def lock_replies(self, ledger: str) -> str:
+        """The queue in which the daemon with this ledger hears the lock service."""
+        return f"{self.prefix}.lock-replies.{ledger}"
+
+    @property
+    def lock_keeper(self) -> str:
+        """The exchange that remembers which ledger the locks are kept in; nothing is published to it."""
+        return f"{self.prefix}.lock-keeper"
+
     @property
     def workflows(self) -> str:
         """Queue of workflow requests."""

@@ -1,4 +1,4 @@
-"""The tables. One row per execution and its request, an append-only history, an outbox.
+"""The tables. One row per execution and its request, an append-only history, an outbox; the locks.
 
 Times are UTC seconds since the epoch. The columns of `executions` are the fields of `lifecycle.Execution`,
 in its order, so that a row is an execution. Every change of this file needs a migration beside it
@@ -11,6 +11,7 @@ import dataclasses
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
     Boolean,
     Column,
     Double,
@@ -27,7 +28,7 @@ from sqlalchemy.types import TypeEngine
 
 from jef_daemon.lifecycle import Execution
 
-HEAD = "0001"
+HEAD = "0002"
 """The newest migration. A ledger at this version needs no migration tool to be opened."""
 
 metadata = MetaData()
@@ -56,14 +57,15 @@ executions = Table(
     ),
 )
 
-_waiting = text("status = 'QUEUED'")
+# Exactly what a claim looks for: those that wait for locks, or went to another daemon, would have to be passed over.
+_ready = "status = 'QUEUED' AND handed_back IS {0} AND wants_locks IS {0}"
 Index(
     "executions_ready",
     executions.c.action,
     executions.c.priority.desc(),
     executions.c.number,
-    sqlite_where=_waiting,
-    postgresql_where=_waiting,
+    sqlite_where=text(_ready.format(0)),
+    postgresql_where=text(_ready.format("false")),
 )
 Index("executions_by_status", executions.c.status, executions.c.number)
 for _column in (executions.c.workflow_id, executions.c.external_id, executions.c.finished_at):
@@ -112,3 +114,105 @@ outbox = Table(
     Column("correlation_id", Text),
     Column("reply_to", Text),
 )
+
+identity = Table("identity", metadata, Column("id", Text, primary_key=True))
+"""One row: the ledger's own name. A lock service keeps its locks under it, a daemon has its answers sent to it."""
+
+# --- what the lock service keeps ---------------------------------------------------------------------------
+
+lock_grants = Table(
+    "lock_grants",
+    metadata,
+    Column("resource", Text, primary_key=True),
+    Column("owner", Text, primary_key=True),
+    Column("mode", String, nullable=False),
+    Column("fencing_token", BigInteger, nullable=False),
+    Column("lease_until", Double, nullable=False),
+    Column("granted_at", Double, nullable=False),
+    Column("reply_to", Text),
+    Column("correlation_id", Text),
+)
+Index("lock_grants_by_owner", lock_grants.c.owner, lock_grants.c.resource)
+Index("lock_grants_by_age", lock_grants.c.resource, lock_grants.c.fencing_token)
+Index("lock_grants_by_lease", lock_grants.c.lease_until, lock_grants.c.resource, lock_grants.c.owner)
+
+lock_waiters = Table(
+    "lock_waiters",
+    metadata,
+    Column("ticket", BigInteger, primary_key=True, autoincrement=False),
+    Column("owner", Text, nullable=False, unique=True),
+    Column("locks", Text, nullable=False, comment="JSON: [[resource, mode], ...]"),
+    Column("reply_to", Text),
+    Column("correlation_id", Text),
+    Column("asked_at", Double, nullable=False),
+    Column("wait_until", Double, nullable=False),
+    Column("lease_s", Double, nullable=False),
+    Column("blocked_at", Text, nullable=False),
+    Column("overtaken", Integer, nullable=False),
+    Column("firm", Boolean, nullable=False),
+)
+Index("lock_waiters_by_lease", lock_waiters.c.wait_until, lock_waiters.c.ticket)
+
+lock_wants = Table(
+    "lock_wants",
+    metadata,
+    Column("resource", Text, primary_key=True),
+    Column("ticket", BigInteger, primary_key=True, autoincrement=False),
+    Column("mode", String, nullable=False),
+    Column("firm", Boolean, nullable=False),
+    Column("blocked", Boolean, nullable=False, comment="the waiter's blocked_at is this resource"),
+)
+_of_mode = (lock_wants.c.resource, lock_wants.c.mode, lock_wants.c.ticket)
+Index("lock_wants_by_mode", *_of_mode)
+for _name in ("firm", "blocked"):
+    _is_so = text(_name)
+    Index(f"lock_wants_{_name}", *_of_mode, sqlite_where=_is_so, postgresql_where=_is_so)
+
+lock_resources = Table(
+    "lock_resources",
+    metadata,
+    Column("resource", Text, primary_key=True),
+    Column("fence", BigInteger, nullable=False, comment="the last fencing number; kept for ever"),
+    Column("waiting", Integer, nullable=False),
+)
+_has_waiters = text("waiting > 0")
+Index(
+    "lock_resources_waited_for",
+    lock_resources.c.resource,
+    sqlite_where=_has_waiters,
+    postgresql_where=_has_waiters,
+)
+
+lock_history = Table(
+    "lock_history",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("at", Double, nullable=False),
+    Column("resource", Text, nullable=False),
+    Column("owner", Text, nullable=False),
+    Column("event", String, nullable=False),
+    Column("mode", String, nullable=False),
+    Column("fencing_token", BigInteger),
+    Column("reason", Text, nullable=False),
+)
+Index("lock_history_by_resource", lock_history.c.resource, lock_history.c.number)
+Index("lock_history_by_age", lock_history.c.at)
+
+# --- what this daemon's jobs asked of a lock service -------------------------------------------------------
+
+job_locks = Table(
+    "job_locks",
+    metadata,
+    Column("execution_id", Text, primary_key=True),
+    Column("action", Text, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("locks", Text, nullable=False, comment="JSON: [[resource, mode], ...]"),
+    Column("state", String, nullable=False, comment="see ledger.job_locks"),
+    Column("at", Double, nullable=False, comment="what it means depends on the state"),
+    Column("grants", Text, comment="JSON: [[resource, mode, fencing token], ...]"),
+    Column("place", Text, comment="JSON: what was last told of the queue"),
+)
+Index("job_locks_by_time", job_locks.c.state, job_locks.c.at)
+Index("job_locks_by_state", job_locks.c.state, job_locks.c.execution_id)
+_is_granted = text("state = 'granted'")
+Index("job_locks_granted", job_locks.c.action, sqlite_where=_is_granted, postgresql_where=_is_granted)

@@ -32,7 +32,7 @@ import heapq
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from jef_daemon.lock.requests import Answer, Limits, Place, Reply, ResourceState
+from jef_daemon.lock.requests import Answer, Limits, Place, Refused, Reply, ResourceState
 from jef_daemon.lock.state import (
     Among,
     Change,
@@ -59,7 +59,7 @@ NEWCOMER = 2**63 - 1
 _RIVALS: dict[Mode, Mode | None] = {Mode.SHARED: Mode.EXCLUSIVE, Mode.EXCLUSIVE: None}
 """Which waiters exclude a request of that mode; None: those of any mode."""
 
-_HOLDERS_TOLD = 10
+HOLDERS_TOLD = 10
 
 
 class Address(Protocol):
@@ -150,7 +150,7 @@ class Draft:
 
     def place(self, resource: str, mode: Mode, position: int) -> Place:
         """What a waiter is told of the resource that blocks it."""
-        holders = self.view.holders(resource, _HOLDERS_TOLD)
+        holders = self.view.holders(resource, HOLDERS_TOLD)
         return Place(resource, mode, position, tuple(grant.owner for grant in holders))
 
     # --- writing -----------------------------------------------------------------------------------------
@@ -220,10 +220,12 @@ class Draft:
         lost: tuple[str, ...] = (),
         reason: str = "",
         states: tuple[ResourceState, ...] = (),
+        held: tuple[str, ...] = (),
+        code: Refused | None = None,
     ) -> None:
         """Add a reply."""
         where = address.reply_to, address.correlation_id
-        self.replies.append(Reply(status, owner, *where, grants, place, lost, reason, states))
+        self.replies.append(Reply(status, owner, *where, grants, place, lost, reason, states, held, code))
 
     # --- handing on --------------------------------------------------------------------------------------
 

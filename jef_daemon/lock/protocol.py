@@ -14,19 +14,23 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jef_daemon.lock.draft import Draft
+from jef_daemon.lock.draft import HOLDERS_TOLD, Draft
 from jef_daemon.lock.requests import (
     Acquire,
     Answer,
+    Asked,
     Cancel,
     Decision,
     Expire,
     ForceRelease,
     Inspect,
+    Keep,
     Limits,
     Place,
+    Refused,
     Release,
     Renew,
+    Reply,
     Request,
     ResourceState,
     Sweep,
@@ -55,6 +59,19 @@ def decide(view: LockView, request: Request, now: float, limits: Limits = DEFAUL
     return Decision(tuple(draft.changes), tuple(draft.replies), rest)
 
 
+def places(view: LockView, resource: str, most: int) -> list[Reply]:
+    """Where the first waiters of a resource stand now: WAITING again, for those whom it blocks."""
+    holders = tuple(grant.owner for grant in view.holders(resource, HOLDERS_TOLD))
+    found = []
+    for position, waiter in enumerate(view.waiters(resource, None, Among.ALL, 0, most), 1):
+        mode = waiter.mode_of(resource)
+        if waiter.blocked_at == resource and mode is not None:
+            place = Place(resource, mode, position, holders)
+            where = waiter.reply_to, waiter.correlation_id
+            found.append(Reply(Answer.WAITING, waiter.owner, *where, place=place))
+    return found
+
+
 def normalised(locks: Sequence[tuple[str, Mode]]) -> Locks:
     """Sorted by resource, each named once, in the stronger of the modes it was named in."""
     stronger: dict[str, Mode] = {}
@@ -70,12 +87,18 @@ def normalised(locks: Sequence[tuple[str, Mode]]) -> Locks:
 def _acquire(draft: Draft, request: Acquire) -> Rest:
     request = dataclasses.replace(request, locks=normalised(request.locks))
     if reason := _beyond_limits(request, draft.limits):
-        return _refuse(draft, request, reason)
+        return _refuse(draft, request, Refused.LIMIT, reason)
     held = draft.view.grants_of(request.owner)
     waiter = draft.view.waiter_of(request.owner)
     if ended := _end_leases(draft, held, waiter):
         # Others may have waited for what just ended, and come before a request that starts anew.
         return (*ended, request)
+    known: list[Grant | Waiter] = [*held, *([waiter] if waiter is not None else [])]
+    if other := next((entry for entry in known if not _is_of(entry, request)), None):
+        reason = f"the owner asked for locks from another queue, {other.reply_to}, and has them still"
+        return _refuse(draft, request, Refused.ELSEWHERE, reason)
+    if any(_is_newer(entry, request) for entry in known):
+        return ()
     if held:
         return _acquire_while_holding(draft, request, held)
     if waiter is not None:
@@ -115,11 +138,11 @@ def _acquire_while_holding(draft: Draft, request: Acquire, held: Sequence[Grant]
     mine = {grant.resource: grant for grant in held}
     for resource, wanted in request.locks:
         if resource not in mine:
-            return _refuse(
-                draft, request, f"{resource}: not while the owner holds others; release them first"
-            )
+            reason = f"{resource}: not while the owner holds others; release them first"
+            return _refuse(draft, request, Refused.HOLDING, reason)
         if not mine[resource].mode.covers(wanted):
-            return _refuse(draft, request, f"{resource}: SHARED is not upgraded while it is held")
+            reason = f"{resource}: SHARED is not upgraded while it is held"
+            return _refuse(draft, request, Refused.UPGRADE, reason)
     grants = tuple(draft.renew(mine[resource], request, request.lease_s) for resource, _ in request.locks)
     draft.tell(request.owner, request, Answer.GRANTED, grants=grants)
     return ()
@@ -128,14 +151,15 @@ def _acquire_while_holding(draft: Draft, request: Acquire, held: Sequence[Grant]
 def _acquire_while_waiting(draft: Draft, request: Acquire, waiter: Waiter) -> Rest:
     """Its place again, told and kept under the new address."""
     if request.locks != waiter.locks:
-        return _refuse(draft, request, "the owner waits for other locks; cancel that first")
+        return _refuse(draft, request, Refused.HOLDING, "the owner waits for other locks; cancel that first")
     blocked_at, _ = draft.obstacle(waiter.locks, waiter.ticket)
     # A waiter is blocked somewhere, always; to tell `blocked_at` otherwise is only to be total.
     resource = blocked_at or waiter.blocked_at
     mode = dict(waiter.locks)[resource]
     place = draft.place(resource, mode, draft.view.ahead(resource, waiter.ticket) + 1)
     if not request.wait:
-        return _refuse(draft, request, "not free now; the earlier request goes on waiting", place=place)
+        reason = "not free now; the earlier request goes on waiting"
+        return _refuse(draft, request, Refused.NOT_FREE, reason, place)
     draft.change_waiter(
         dataclasses.replace(
             waiter,
@@ -154,10 +178,10 @@ def _join_queue(draft: Draft, request: Acquire, blocked_at: str) -> Rest:
     counts = {resource: draft.view.waiting(resource) for resource, _ in request.locks}
     place = draft.place(blocked_at, dict(request.locks)[blocked_at], counts[blocked_at] + 1)
     if not request.wait:
-        return _refuse(draft, request, f"{blocked_at}: not free now", place=place)
+        return _refuse(draft, request, Refused.NOT_FREE, f"{blocked_at}: not free now", place)
     limit = draft.limits.waiters_per_resource
     if full := next((resource for resource, count in counts.items() if count >= limit), None):
-        return _refuse(draft, request, f"{full}: {limit} wait already, which is the limit")
+        return _refuse(draft, request, Refused.LIMIT, f"{full}: {limit} wait already, which is the limit")
     draft.put_waiter(
         Waiter(
             ticket=draft.view.next_ticket(),
@@ -179,17 +203,64 @@ def _wait_lease_s(request: Acquire) -> float:
     return request.lease_s if request.wait_lease_s is None else request.wait_lease_s
 
 
-def _refuse(draft: Draft, request: Acquire | Renew, reason: str, place: Place | None = None) -> Rest:
-    draft.tell(request.owner, request, Answer.REFUSED, reason=reason, place=place)
+def _refuse(
+    draft: Draft, request: Acquire | Renew | Keep, code: Refused, reason: str, place: Place | None = None
+) -> Rest:
+    draft.tell(request.owner, request, Answer.REFUSED, reason=reason, place=place, code=code)
     return ()
+
+
+def _is_of(entry: Grant | Waiter, request: Asked) -> bool:
+    """Whether what is stored is the requester's: to a `sole` one only what it asked for from its own queue."""
+    return not request.sole or entry.reply_to == request.reply_to
+
+
+def _is_newer(entry: Grant | Waiter, request: Asked) -> bool:
+    """Whether a `sole` request is an old one that came again: correlation ids of one owner rise."""
+    return request.sole and (entry.correlation_id or "") > (request.correlation_id or "")
 
 
 # --- keep, give up ---------------------------------------------------------------------------------------
 
 
+def _keep(draft: Draft, request: Keep) -> Rest:
+    """One message for all that run and wait at a daemon: what is kept costs the queue nothing."""
+    limits = draft.limits
+    if len(request.owners) > limits.batch:
+        reason = f"{len(request.owners)} owners in one request; the limit is {limits.batch}"
+        return _refuse(draft, request, Refused.LIMIT, reason)
+    if not all(
+        limits.lease_min_s <= lease <= limits.lease_max_s for lease in (request.lease_s, request.wait_lease_s)
+    ):
+        return _refuse(draft, request, Refused.LIMIT, _lease_range(limits))
+    held, lost, freed = [], [], set[str]()
+    for owner in dict.fromkeys(request.owners):
+        grants = [grant for grant in draft.view.grants_of(owner) if _is_of(grant, request)]
+        over = [grant for grant in grants if grant.lease_until <= draft.now]
+        freed |= _end(draft, over, ())
+        live = [draft.renew(grant, grant, request.lease_s) for grant in grants if grant not in over]
+        if live and not over:
+            held.append(owner)
+        elif live or not _keep_place(draft, owner, request):
+            lost.append(owner)
+    draft.tell(request.owner, request, Answer.KEPT, held=tuple(held), lost=tuple(lost))
+    return _sweep(draft, freed)
+
+
+def _keep_place(draft: Draft, owner: str, request: Keep) -> bool:
+    """Renew an owner's place in the queue; False when it has none."""
+    waiter = draft.view.waiter_of(owner)
+    # One whose lease of waiting is over but who speaks now is not dead: it keeps its place.
+    if waiter is None or not _is_of(waiter, request):
+        return False
+    until = max(waiter.wait_until, draft.now + request.wait_lease_s)
+    draft.change_waiter(dataclasses.replace(waiter, wait_until=until))
+    return True
+
+
 def _renew(draft: Draft, request: Renew) -> Rest:
     if not draft.limits.lease_min_s <= request.lease_s <= draft.limits.lease_max_s:
-        return _refuse(draft, request, _lease_range(draft.limits))
+        return _refuse(draft, request, Refused.LIMIT, _lease_range(draft.limits))
     held = draft.view.grants_of(request.owner)
     waiter = draft.view.waiter_of(request.owner)
     if ended := _end_leases(draft, held, waiter):
@@ -213,15 +284,24 @@ def _renew(draft: Draft, request: Renew) -> Rest:
 
 def _release(draft: Draft, request: Release) -> Rest:
     held = draft.view.grants_of(request.owner)
-    given_up = tuple(grant for grant in held if not request.resources or grant.resource in request.resources)
+    given_up = tuple(
+        grant
+        for grant in held
+        if (not request.resources or grant.resource in request.resources) and _may_end(grant, request)
+    )
     for grant in given_up:
         draft.drop_grant(grant, "released")
     freed = [grant.resource for grant in given_up]
     waiter = None if request.resources else draft.view.waiter_of(request.owner)
-    if waiter is not None:
+    if waiter is not None and _may_end(waiter, request):
         freed += _leave(draft, waiter, request, "released")
-    draft.tell(request.owner, request, Answer.RELEASED, grants=given_up)
+    if not request.sole:
+        draft.tell(request.owner, request, Answer.RELEASED, grants=given_up)
     return _sweep(draft, freed)
+
+
+def _may_end(entry: Grant | Waiter, request: Asked) -> bool:
+    return _is_of(entry, request) and not _is_newer(entry, request)
 
 
 def _cancel(draft: Draft, request: Cancel) -> Rest:
@@ -244,14 +324,15 @@ def _leave(draft: Draft, waiter: Waiter, request: Release | Cancel, reason: str)
     """Take a waiter out of the queue; who asked for the locks learns it, if it is not who asks now."""
     draft.drop_waiter(waiter, reason)
     asked = waiter.reply_to, waiter.correlation_id
-    if asked != (request.reply_to, request.correlation_id):
+    if not request.sole and asked != (request.reply_to, request.correlation_id):
         draft.tell(waiter.owner, waiter, Answer.CANCELLED, reason=reason)
     return [resource for resource, _ in waiter.locks]
 
 
 def _force_release(draft: Draft, request: ForceRelease) -> Rest:
     if not request.reason.strip():
-        draft.tell(request.by, request, Answer.REFUSED, reason="a forced release needs a reason")
+        reason = "a forced release needs a reason"
+        draft.tell(request.by, request, Answer.REFUSED, reason=reason, code=Refused.REASON_MISSING)
         return ()
     if request.owner is None:
         found: Sequence[Grant] = draft.view.holders(request.resource, draft.limits.batch)
@@ -335,6 +416,7 @@ def _inspect(draft: Draft, request: Inspect) -> Rest:
 # `Any`: each handler takes the one request it stands beside.
 _HANDLERS: dict[type[Request], Callable[[Draft, Any], Rest]] = {
     Acquire: _acquire,
+    Keep: _keep,
     Renew: _renew,
     Release: _release,
     Cancel: _cancel,

@@ -45,6 +45,11 @@ class Asked:
     owner: str
     reply_to: str | None = None
     correlation_id: str | None = None
+    sole: bool = False
+    """True from a daemon, whose messages the broker may repeat hours later, and whose execution another daemon
+    may have received too. The owner then counts only together with its address: locks that were asked for from
+    another queue are somebody else's, and a request whose correlation id is lower than the one it meets is an
+    old one that came again; it changes nothing and has no answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +67,16 @@ class Acquire(Asked):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Keep(Asked):
+    """Renew all that many owners of one address hold, and their places in the queue. From daemons, always `sole`."""
+
+    owners: tuple[str, ...]
+    """At most `Limits.batch`; none: only to hear that the service is there."""
+    lease_s: float
+    wait_lease_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Renew(Asked):
     """Keep what is held, or the place in the queue. What is lost stays lost, and is said."""
 
@@ -72,7 +87,7 @@ class Renew(Asked):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release(Asked):
-    """Give up grants. Idempotent."""
+    """Give up grants. Idempotent. A `sole` one has no answer: its sender keeps no account of it."""
 
     resources: tuple[str, ...] = ()
     """Empty: everything, the place in the queue as well: the owner is done."""
@@ -119,7 +134,7 @@ class Sweep:
     resources: tuple[str, ...]
 
 
-Request = Acquire | Renew | Release | Cancel | Inspect | ForceRelease | Expire | Sweep
+Request = Acquire | Keep | Renew | Release | Cancel | Inspect | ForceRelease | Expire | Sweep
 
 
 # --- answers ---------------------------------------------------------------------------------------------
@@ -138,6 +153,9 @@ class Answer(StrEnum):
     """All that was asked for lives on, with `grants`."""
     LOST = "LOST"
     """A renewal came too late for `lost`; `grants` lives on."""
+    KEPT = "KEPT"
+    """The answer to `Keep`: `held` are owners that hold all they were granted, `lost` those that hold nothing or
+    less and do not wait either. Who is in neither waits."""
     RELEASED = "RELEASED"
     """`grants` are no longer held; empty when nothing was."""
     CANCELLED = "CANCELLED"
@@ -148,6 +166,25 @@ class Answer(StrEnum):
     """Unasked: an operator took `grants` away, for `reason`."""
     STATE = "STATE"
     """What `Inspect` saw."""
+
+
+class Refused(StrEnum):
+    """Why a request was not done, for machines; the reason says it to people."""
+
+    LIMIT = "limit"
+    """It passes one of the service's limits; it always will."""
+    NOT_FREE = "not-free"
+    """It would have had to wait, and did not want to."""
+    HOLDING = "holding"
+    """Not while the owner holds or waits for something else."""
+    UPGRADE = "upgrade"
+    """SHARED does not become EXCLUSIVE while it is held."""
+    ELSEWHERE = "elsewhere"
+    """The same owner asked from another queue: the execution is at another daemon as well. Ask again later."""
+    REASON_MISSING = "reason-missing"
+    """A forced release must say why."""
+    MALFORMED = "malformed"
+    """It is no request; it was kept as a dead letter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,9 +224,13 @@ class Reply:
     grants: tuple[Grant, ...] = ()
     place: Place | None = None
     lost: tuple[str, ...] = ()
-    """Resources, with LOST."""
+    """Resources, with LOST; owners, with KEPT."""
     reason: str = ""
     states: tuple[ResourceState, ...] = ()
+    held: tuple[str, ...] = ()
+    """Owners, with KEPT."""
+    code: Refused | None = None
+    """With REFUSED."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,9 +254,11 @@ __all__ = [
     "Expire",
     "ForceRelease",
     "Inspect",
+    "Keep",
     "Limits",
     "Locks",
     "Place",
+    "Refused",
     "Release",
     "Renew",
     "Reply",

@@ -1,0 +1,280 @@
+"""The lock service's store in the ledger's database: the reads of a decision, and its changes (`lock.state`).
+
+Each read is one look into an index and returns no more rows than it was asked for; a resource that 100,000
+wait for costs as much as one that nobody wants. Whatever is read and changed here belongs to the one
+transaction of the batch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from sqlalchemy import Connection
+
+from jef_daemon.ledger import lock_statements as sql
+from jef_daemon.lock.protocol import decide
+from jef_daemon.lock.requests import Limits, Reply, Request
+from jef_daemon.lock.state import (
+    Among,
+    Change,
+    ChangeWaiter,
+    DropGrant,
+    DropWaiter,
+    Grant,
+    Mode,
+    PutGrant,
+    PutWaiter,
+    RenewGrant,
+    SetFence,
+    Waiter,
+)
+
+
+class LockStore:
+    """A `LockView` and what applies changes to it, inside one transaction.
+
+    Args:
+        connection: in the transaction.
+        now: UTC seconds since the epoch.
+        limits: of the lock service.
+    """
+
+    def __init__(self, connection: Connection, now: float, limits: Limits) -> None:
+        self._connection = connection
+        self._now = now
+        self._limits = limits
+        self._counters: dict[str, tuple[int, int]] = {}
+        """Fence and waiting by resource, as they are now: only this transaction changes them."""
+        self._history: list[dict[str, Any]] = []
+        self.touched: set[str] = set()
+        """Resources whose queue may have moved."""
+
+    def run(self, requests: Iterable[Request]) -> list[Reply]:
+        """Decide requests in order, each with all that follows from it; returns what is to be told."""
+        replies: list[Reply] = []
+        pending = deque(requests)
+        while pending:
+            decision = decide(self, pending.popleft(), self._now, self._limits)
+            for change in decision.changes:
+                _APPLY[type(change)](self, change)
+            replies += decision.replies
+            pending.extendleft(reversed(decision.rest))
+        if self._history:
+            self._connection.execute(sql.PUT_HISTORY, self._history)
+            self._history = []
+        return replies
+
+    def take_over(self, until: float) -> None:
+        """Let no lease end before an instant: while nobody listened, nobody could renew."""
+        self._connection.execute(sql.PROLONG_GRANTS, {"least": until})
+        self._connection.execute(sql.PROLONG_WAITERS, {"least": until})
+
+    # --- LockView ----------------------------------------------------------------------------------------
+
+    def grants_of(self, owner: str) -> Sequence[Grant]:
+        """See `LockView`."""
+        return [sql.grant_of(row) for row in self._connection.execute(sql.GRANTS_OF, {"owner": owner})]
+
+    def waiter_of(self, owner: str) -> Waiter | None:
+        """See `LockView`."""
+        row = self._connection.execute(sql.WAITER_OF, {"owner": owner}).first()
+        return None if row is None else sql.waiter_of(row)
+
+    def holders(self, resource: str, limit: int) -> Sequence[Grant]:
+        """See `LockView`."""
+        wanted = {"resource": resource, "most": limit}
+        return [sql.grant_of(row) for row in self._connection.execute(sql.HOLDERS, wanted)]
+
+    def waiters(
+        self, resource: str, mode: Mode | None, among: Among, after: int, limit: int
+    ) -> Sequence[Waiter]:
+        """See `LockView`."""
+        if not self.waiting(resource):
+            return []
+        wanted = {"resource": resource, "after": after, "most": limit}
+        return [sql.waiter_of(row) for row in self._connection.execute(sql.WAITERS_OF[mode, among], wanted)]
+
+    def ahead(self, resource: str, ticket: int) -> int:
+        """See `LockView`."""
+        return self._connection.scalar(sql.AHEAD, {"resource": resource, "ticket": ticket}) or 0
+
+    def waiting(self, resource: str) -> int:
+        """See `LockView`."""
+        return self._counted(resource)[1]
+
+    def fence(self, resource: str) -> int:
+        """See `LockView`."""
+        return self._counted(resource)[0]
+
+    def next_ticket(self) -> int:
+        """See `LockView`."""
+        return (self._connection.scalar(sql.LAST_TICKET) or 0) + 1
+
+    def expired_grants(self, now: float, limit: int) -> Sequence[Grant]:
+        """See `LockView`."""
+        found = self._connection.execute(sql.EXPIRED_GRANTS, {"now": now, "most": limit})
+        return [sql.grant_of(row) for row in found]
+
+    def expired_waiters(self, now: float, limit: int) -> Sequence[Waiter]:
+        """See `LockView`."""
+        found = self._connection.execute(sql.EXPIRED_WAITERS, {"now": now, "most": limit})
+        return [sql.waiter_of(row) for row in found]
+
+    def resources(self, after: str, limit: int) -> Sequence[str]:
+        """See `LockView`."""
+        return self._connection.scalars(sql.IN_USE_PAGE, {"after": after, "most": limit}).all()
+
+    def _counted(self, resource: str) -> tuple[int, int]:
+        known = self._counters.get(resource)
+        if known is None:
+            row = self._connection.execute(sql.COUNTERS, {"name": resource}).first()
+            known = self._counters[resource] = (-1, 0) if row is None else (row.fence, row.waiting)
+        return (max(known[0], 0), known[1])
+
+    # --- changes -----------------------------------------------------------------------------------------
+
+    def _put_grant(self, change: PutGrant) -> None:
+        grant = change.grant
+        self._connection.execute(
+            sql.PUT_GRANT,
+            {
+                "resource": grant.resource,
+                "owner": grant.owner,
+                "mode": grant.mode.value,
+                "fencing_token": grant.fencing_token,
+                "lease_until": grant.lease_until,
+                "granted_at": grant.granted_at,
+                "reply_to": grant.reply_to,
+                "correlation_id": grant.correlation_id,
+            },
+        )
+        self._note(grant.resource, grant.owner, "granted", grant.mode, grant.fencing_token)
+
+    def _renew_grant(self, change: RenewGrant) -> None:
+        grant = change.grant
+        self._connection.execute(
+            sql.RENEW_GRANT,
+            {
+                "r": grant.resource,
+                "o": grant.owner,
+                "until": grant.lease_until,
+                "reply": grant.reply_to,
+                "correlation": grant.correlation_id,
+            },
+        )
+
+    def _drop_grant(self, change: DropGrant) -> None:
+        grant = change.grant
+        self._connection.execute(sql.DROP_GRANT, {"r": grant.resource, "o": grant.owner})
+        self._note(grant.resource, grant.owner, "ended", grant.mode, grant.fencing_token, change.reason)
+        self.touched.add(grant.resource)
+
+    def _set_fence(self, change: SetFence) -> None:
+        self._ensure(change.resource)
+        self._connection.execute(sql.SET_FENCE, {"r": change.resource, "n": change.number})
+        self._counters[change.resource] = (change.number, self._counters[change.resource][1])
+
+    def _put_waiter(self, change: PutWaiter) -> None:
+        waiter = change.waiter
+        self._connection.execute(
+            sql.PUT_WAITER,
+            {
+                "ticket": waiter.ticket,
+                "owner": waiter.owner,
+                "locks": json.dumps(waiter.locks),
+                "reply_to": waiter.reply_to,
+                "correlation_id": waiter.correlation_id,
+                "asked_at": waiter.asked_at,
+                "wait_until": waiter.wait_until,
+                "lease_s": waiter.lease_s,
+                "blocked_at": waiter.blocked_at,
+                "overtaken": waiter.overtaken,
+                "firm": waiter.firm,
+            },
+        )
+        wants = [
+            {
+                "resource": resource,
+                "ticket": waiter.ticket,
+                "mode": mode.value,
+                "firm": waiter.firm,
+                "blocked": waiter.blocked_at == resource,
+            }
+            for resource, mode in waiter.locks
+        ]
+        self._connection.execute(sql.PUT_WANT, wants)
+        for resource, mode in waiter.locks:
+            self._count(resource, 1)
+            self._note(resource, waiter.owner, "asked", mode)
+
+    def _change_waiter(self, change: ChangeWaiter) -> None:
+        waiter = change.waiter
+        changed = ("reply_to", "correlation_id", "wait_until", "lease_s", "blocked_at", "overtaken", "firm")
+        new = {f"new_{name}": getattr(waiter, name) for name in changed}
+        self._connection.execute(sql.CHANGE_WAITER, new | {"t": waiter.ticket})
+        wants = [
+            {
+                "r": resource,
+                "t": waiter.ticket,
+                "is_firm": waiter.firm,
+                "is_blocked": waiter.blocked_at == resource,
+            }
+            for resource, _ in waiter.locks
+        ]
+        self._connection.execute(sql.CHANGE_WANT, wants)
+
+    def _drop_waiter(self, change: DropWaiter) -> None:
+        waiter = change.waiter
+        self._connection.execute(sql.DROP_WAITER, {"t": waiter.ticket})
+        self._connection.execute(sql.DROP_WANTS, {"t": waiter.ticket})
+        for resource, mode in waiter.locks:
+            self._count(resource, -1)
+            self.touched.add(resource)
+            if change.reason != "granted":
+                self._note(resource, waiter.owner, "left", mode, None, change.reason)
+
+    def _count(self, resource: str, by: int) -> None:
+        self._ensure(resource)
+        self._connection.execute(sql.COUNT, {"r": resource, "by": by})
+        fence, waiting = self._counters[resource]
+        self._counters[resource] = (fence, waiting + by)
+
+    def _ensure(self, resource: str) -> None:
+        self._counted(resource)
+        if self._counters[resource][0] < 0:
+            self._connection.execute(sql.PUT_RESOURCE, {"resource": resource, "fence": 0, "waiting": 0})
+            self._counters[resource] = (0, 0)
+
+    def _note(
+        self, resource: str, owner: str, event: str, mode: Mode, number: int | None = None, reason: str = ""
+    ) -> None:
+        self._history.append(
+            {
+                "at": self._now,
+                "resource": resource,
+                "owner": owner,
+                "event": event,
+                "mode": mode.value,
+                "fencing_token": number,
+                "reason": reason,
+            }
+        )
+
+
+_APPLY: dict[type[Change], Callable[[LockStore, Any], None]] = {
+    PutGrant: LockStore._put_grant,  # noqa: SLF001  the table of this very class
+    RenewGrant: LockStore._renew_grant,  # noqa: SLF001
+    DropGrant: LockStore._drop_grant,  # noqa: SLF001
+    SetFence: LockStore._set_fence,  # noqa: SLF001
+    PutWaiter: LockStore._put_waiter,  # noqa: SLF001
+    ChangeWaiter: LockStore._change_waiter,  # noqa: SLF001
+    DropWaiter: LockStore._drop_waiter,  # noqa: SLF001
+}
+
+
+def purge_history(connection: Connection, before: float, most: int) -> int:
+    """Delete history of locks from before an instant; returns how many lines."""
+    return connection.execute(sql.PURGE, {"before": before, "most": most}).rowcount
