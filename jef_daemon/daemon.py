@@ -18,19 +18,17 @@ from typing import Any, TypeVar
 import structlog
 
 from jef_daemon import __version__
-from jef_daemon.backlog import Backlog
-from jef_daemon.config import broker_url
+from jef_daemon.assembly import Parts, assemble
 from jef_daemon.errors import JefError, SettingsError
-from jef_daemon.intake import UNROUTABLE, Intake
+from jef_daemon.intake import UNROUTABLE
 from jef_daemon.ledger import SqlLedger
+from jef_daemon.lock.requests import Limits
 from jef_daemon.names import Names
-from jef_daemon.notify import Notifier
-from jef_daemon.rabbitmq import RabbitBus
+from jef_daemon.ports import LockTimes
+from jef_daemon.rabbitmq import LOCK_REPLIES, LOCKS
 from jef_daemon.run.catalogue import Catalogue
 from jef_daemon.run.guardian import Guardian
-from jef_daemon.run.isolation import ProcessPool
 from jef_daemon.run.probe import examine
-from jef_daemon.run.worker import Worker
 from jef_daemon.settings import Settings
 
 log = structlog.get_logger()
@@ -53,7 +51,6 @@ class Daemon:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._names = Names(settings.prefix)
         self._stop_asked = asyncio.Event()
         self._haste_asked = asyncio.Event()
         self.ready = asyncio.Event()
@@ -72,7 +69,7 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for number in _SIGNALS:
             loop.add_signal_handler(number, self.stop)
-        ledger = SqlLedger(self._settings.ledger, self._names, tracebacks=self._settings.jobs.tell_tracebacks)
+        ledger = open_ledger(self._settings)
         guardian = Guardian(self._settings.ledger)
         async with ledger:
             await self._clear_remains(guardian)
@@ -104,82 +101,59 @@ class Daemon:
             log.warning("interrupted_jobs_settled", executions=interrupted)
 
     async def _serve(self, ledger: SqlLedger, catalogue: Catalogue) -> None:
-        settings = self._settings
-        actions = catalogue.served
-        pool = ProcessPool(
-            settings.slots.blocking_processes,
-            settings.slots.warm_processes if any(action.is_blocking for action in actions.values()) else 0,
-            settings.jobs.kill_grace_s,
-            settings.python_path,
-        )
-        changes: set[asyncio.Task[None]] = set()
-
-        def switch(action: str, wanted: bool) -> None:
-            change = asyncio.create_task(bus.resume(action) if wanted else bus.pause(action))
-            changes.add(change)
-            change.add_done_callback(changes.discard)
-
-        backlog = Backlog(settings.slots.backlog, actions, switch)
-        worker = Worker(ledger, catalogue, pool, settings, backlog.left)
-        bus_settings = settings.bus.model_copy(
-            update={"prefetch": min(settings.bus.prefetch, settings.slots.backlog)}
-        )
-        bus = RabbitBus(
-            broker_url(settings),
-            self._names,
-            list(catalogue.all),
-            bus_settings,
-            lambda delivery: intake.deliver(delivery),  # noqa: PLW0108 - intake comes a line later
-            f"jef_daemon {__version__}",
-        )
-        intake = Intake(ledger, bus, actions, settings.bus.max_body_bytes, worker.wake, backlog.arrived)
-        notifier = Notifier(ledger, bus)
-        ledger.on_outbox(notifier.put)
-        await pool.start()
+        parts = assemble(self._settings, ledger, catalogue)
+        ledger.on_outbox(parts.notifier.put)
+        await parts.pool.start()
         try:
             async with asyncio.TaskGroup() as roles:
                 running = [
                     roles.create_task(role, name=name)
-                    for name, role in (
-                        ("bus", bus.run()),
-                        ("intake", intake.run()),
-                        ("worker", worker.run()),
-                        ("notify", notifier.run()),
-                        ("purge", self._purge(ledger)),
-                    )
+                    for name, role in (*parts.roles, ("purge", self._purge(ledger)))
                 ]
-                await bus.resume(UNROUTABLE)
-                backlog.open(await ledger.queued())
-                if await self._unless_stopped(bus.connected.wait()):
-                    log.info("ready", version=__version__, actions=sorted(actions), prefix=settings.prefix)
-                    self.ready.set()
+                await self._begin(parts, ledger)
                 await self._stop_asked.wait()
-                log.info("stopping", running=worker.running)
-                backlog.close()
-                await self._end(bus, intake, worker, ledger, notifier)
+                log.info("stopping", running=parts.worker.running)
+                await self._end(parts, ledger)
                 for task in running:
                     task.cancel()
         except* JefError as group:
             raise _first_of(group) from None
         finally:
-            await pool.close()
+            await parts.pool.close()
 
-    async def _end(
-        self, bus: RabbitBus, intake: Intake, worker: Worker, ledger: SqlLedger, notifier: Notifier
-    ) -> None:
+    async def _begin(self, parts: Parts, ledger: SqlLedger) -> None:
+        """Let deliveries come, and say so once they do."""
+        roles = self._settings.roles
+        if "locks" in roles:
+            await parts.bus.resume(LOCKS)
+        if "worker" in roles:
+            await parts.bus.resume(UNROUTABLE)
+            await parts.bus.resume(LOCK_REPLIES)
+            parts.backlog.open(await ledger.queued())
+        if await self._unless_stopped(parts.bus.connected.wait()):
+            actions = sorted(parts.actions) if "worker" in roles else []
+            log.info("ready", version=__version__, roles=roles, actions=actions, prefix=self._settings.prefix)
+            self.ready.set()
+
+    async def _end(self, parts: Parts, ledger: SqlLedger) -> None:
         """Stop in the order of the flow: take nothing in, start nothing, let run, tell, let go."""
         shutdown = self._settings.shutdown
-        worker.start_nothing_more()
-        await self._within(bus.stop_consuming(), shutdown.flush_s)
-        await self._within(intake.finish(), shutdown.flush_s)
+        parts.backlog.close()
+        parts.worker.start_nothing_more()
+        await self._within(parts.bus.stop_requests(), shutdown.flush_s)
+        await self._within(parts.intake.finish(), shutdown.flush_s)
         handed_back = await self._within(ledger.hand_back(), shutdown.flush_s) or 0
-        await worker.drain(shutdown.drain_s, self._haste_asked)
+        await parts.worker.drain(shutdown.drain_s, self._haste_asked)
         handed_back += await self._within(ledger.hand_back(), shutdown.flush_s) or 0
         if handed_back:
             log.info("handed_back", executions=handed_back)
-        if not await self._within(notifier.flush(), shutdown.flush_s):
-            log.warning("not_all_told", unconfirmed=notifier.depth, consequence="told after the next start")
-        await self._within(bus.stop(), shutdown.flush_s)
+        await self._within(parts.bus.stop_consuming(), shutdown.flush_s)
+        await self._within(parts.lock_service.finish(), shutdown.flush_s)
+        if not await self._within(parts.notifier.flush(), shutdown.flush_s):
+            log.warning(
+                "not_all_told", unconfirmed=parts.notifier.depth, consequence="told after the next start"
+            )
+        await self._within(parts.bus.stop(), shutdown.flush_s)
 
     async def _within(self, step: Coroutine[Any, Any, T], patience_s: float) -> T | None:
         """Do a step of the shutdown, for a time; hasten it when asked. None: it did not come to its end."""
@@ -210,6 +184,24 @@ class Daemon:
             if purged:
                 log.info("purged", executions=purged)
             await asyncio.sleep(retention.interval_s)
+
+
+def open_ledger(settings: Settings) -> SqlLedger:
+    """The ledger of the settings, not opened yet."""
+    locks = settings.locks
+    return SqlLedger(
+        settings.ledger,
+        Names(settings.prefix),
+        tracebacks=settings.jobs.tell_tracebacks,
+        lock_times=LockTimes(locks.lease_s, locks.start_within_s, locks.wait_lease_s),
+        lock_limits=Limits(
+            locks_per_request=locks.max_per_request,
+            name_length=locks.max_name_length,
+            waiters_per_resource=locks.max_waiters,
+            lease_max_s=locks.max_lease_s,
+            patience_s=locks.patience_s,
+        ),
+    )
 
 
 def make_folders(settings: Settings) -> None:

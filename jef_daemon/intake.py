@@ -122,7 +122,8 @@ class Intake:
             action = self._action(delivery, request)
         except RequestRefused as error:
             return Refusal(error, delivery, delivery.routing_key or delivery.source)
-        return Arrival(_execution(request, delivery, action), delivery.body.decode())
+        wanted = tuple((lock.resource, lock.mode) for lock in request.locks)
+        return Arrival(_execution(request, delivery, action), delivery.body.decode(), wanted)
 
     def _action(self, delivery: Delivery, request: JobRequest) -> Action:
         # What could not be routed when it was published may be served by now.

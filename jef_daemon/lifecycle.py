@@ -52,8 +52,14 @@ class Place(StrEnum):
     TIMED_OUT_CLOSED = "TIMED_OUT (closed)"
 
 
+LOCKING = frozenset({Place.QUEUED, Place.WAITING_FOR_LOCK, Place.RUNNING, Place.TIMED_OUT_OPEN})
+"""Places in which an execution that wants locks holds them, waits for them or is about to ask."""
+
 FINAL = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED, Status.TIMED_OUT})
 """Statuses after which an attempt does no more work by itself (a late update or a retry may still follow)."""
+
+UNSTARTED = frozenset({Status.QUEUED, Status.WAITING_FOR_LOCK})
+"""Statuses of an attempt that has not begun: another daemon may have it."""
 
 SETTLED = frozenset({Status.COMPLETED, Status.CANCELLED})
 """Statuses that nothing can change any more."""

@@ -7,14 +7,16 @@ conformance suite (`tests/contract`).
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
 from jef_daemon.errors import RequestRefused
 from jef_daemon.lifecycle import Event, Execution, Transition
+from jef_daemon.messages import LockReply
 
 
 class Clock(Protocol):
@@ -73,11 +75,11 @@ class Outgoing:
 class Bus(Protocol):
     """Messages in and out. Reconnects by itself; nothing here raises for a lost connection."""
 
-    async def publish(self, messages: Sequence[Outgoing]) -> Awaitable[None]:
+    async def publish(self, messages: Sequence[Outgoing]) -> asyncio.Future[None]:
         """Send many at once, in order; waits while the window of unconfirmed messages is full.
 
         Returns:
-            An awaitable that is done when the broker has confirmed all of them, and raises
+            Done when the broker has confirmed all of them, and raises
             `ConnectionError` when the connection was lost or the broker refused one: send them again.
         """
         ...
@@ -95,6 +97,52 @@ class Bus(Protocol):
         ...
 
 
+# --- locks -----------------------------------------------------------------------------------------------
+
+WantedLocks = tuple[tuple[str, str], ...]
+"""Resource and mode of each lock that a request names."""
+
+
+@dataclass(frozen=True, slots=True)
+class LockTimes:
+    """Leases of a daemon's own jobs, seconds."""
+
+    lease_s: float = 120.0
+    """Of a running job; renewed long before."""
+    start_within_s: float = 30.0
+    """A granted job starts so soon, or gives its locks back."""
+    wait_s: float = 1800.0
+    """Of a place in the queue; renewed long before."""
+
+    @property
+    def margin_s(self) -> float:
+        """What is left at least of a lease when its job starts: time for the first renewal."""
+        return min(30.0, self.lease_s / 2)
+
+    @property
+    def start_lease_s(self) -> float:
+        """Of a grant that is not used yet."""
+        return self.start_within_s + self.margin_s
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """An answer of the lock service, as it came."""
+
+    reply: LockReply
+    correlation_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A running attempt does not hold its locks any more."""
+
+    execution_id: str
+    attempt: int
+    reason: str
+    """A sentence that names the resource."""
+
+
 # --- the ledger ------------------------------------------------------------------------------------------
 
 
@@ -105,6 +153,8 @@ class Arrival:
     execution: Execution
     body: str
     """The request as it came, unknown keys included."""
+    locks: WantedLocks = ()
+    """What the request wants locked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +186,8 @@ class Claimed:
 
     execution: Execution
     body: str
+    grants: tuple[tuple[str, str, int], ...] = ()
+    """Resource, mode and fencing token of each lock that it holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +241,11 @@ class Ledger(Protocol):
     async def queued(self) -> dict[str, int]:
         """The backlog: queued executions of each action that wait for a slot only."""
         ...
+
+
+def seen(confirmed: asyncio.Future[None]) -> None:
+    """Let a publish go whose loss does no harm: nobody waits for its confirmation."""
+    confirmed.add_done_callback(lambda done: done.cancelled() or done.exception())
 
 
 OnOutbox = Callable[[list[Outgoing]], None]

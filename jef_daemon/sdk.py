@@ -84,6 +84,11 @@ Report = Callable[[int | None, str | None], None]
 """Takes progress (0 to 100) and message to where they are recorded and told; None leaves one as it was."""
 
 
+def lost_mark(scratch: str) -> str:
+    """The file whose existence tells an attempt, in whatever process it runs, that it lost its locks."""
+    return f"{scratch}.lock-lost"
+
+
 def well_formed(text: str) -> str:
     """A text that can be written as UTF-8: names of files may hold bytes that are no text."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
@@ -151,6 +156,15 @@ class ExecutionContext(Generic[C_co]):
                 execution_id=self.execution_id, action=self.action, attempt=self.attempt
             )
         return self._log
+
+    @property
+    def lock_lost(self) -> bool:
+        """Whether the job has lost a lock it was granted: the lease ended, or an operator took it away.
+
+        By default the job is stopped then, and this tells its `finally` blocks why; with `on_lost = "tell"` it
+        goes on, and asks here before each step that another holder would not forgive. Cheap: one look at a file.
+        """
+        return Path(lost_mark(str(self._scratch))).exists()
 
     @property
     def scratch(self) -> Path:

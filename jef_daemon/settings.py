@@ -105,6 +105,59 @@ class Jobs(_Section):
     )
 
 
+class Locks(_Section):
+    """Locks: how jobs hold them, and the lock service where this daemon is it."""
+
+    lease_s: float = Field(
+        default=120.0,
+        ge=5,
+        le=86400,
+        description="Lease of a running job's locks, renewed long before. A broker that is away for longer "
+        "ends them; a daemon that dies keeps others waiting for so long at most.",
+    )
+    start_within_s: float = Field(
+        default=30.0,
+        ge=1,
+        le=86400,
+        description="A job whose locks are granted starts so soon, or gives them back and asks again.",
+    )
+    wait_lease_s: float = Field(
+        default=1800.0,
+        ge=60,
+        le=7 * 86400,
+        description="Lease of a waiting job's place in the queue; a daemon that stays away longer loses it.",
+    )
+    on_lost: Literal["cancel", "tell"] = Field(
+        default="cancel",
+        description="What a running job that lost its locks does: it is stopped and FAILED, or only told "
+        "(`context.lock_lost`).",
+    )
+    max_per_request: int = Field(default=64, ge=1, le=1000, description="Service: locks in one request.")
+    max_name_length: int = Field(
+        default=255, ge=8, le=4096, description="Service: characters in a resource's or an owner's name."
+    )
+    max_waiters: int = Field(
+        default=1_000_000, ge=1, le=100_000_000, description="Service: waiters for one resource."
+    )
+    max_lease_s: Seconds = Field(default=7 * 86400.0, description="Service: longest lease that is given.")
+    patience_s: Seconds = Field(
+        default=60.0,
+        description="Service: whoever waited longer for several resources is not overtaken any more on the free ones.",
+    )
+    takeover_grace_s: float = Field(
+        default=30.0,
+        ge=0,
+        le=3600,
+        description="Service: no lease ends so soon after it came back, as nobody could renew meanwhile.",
+    )
+    tell_places_every_s: float = Field(
+        default=2.0, ge=0.1, le=3600, description="Service: how often waiting jobs hear that the queue moved."
+    )
+    tell_places_to: int = Field(
+        default=100, ge=0, le=10_000, description="Service: how many of a queue's first hear it."
+    )
+
+
 class Retention(_Section):
     """How long finished executions are kept."""
 
@@ -198,6 +251,11 @@ class Settings(_Section):
         default_factory=default_data_dir,
         description="The daemon's own folder: ledger, scratch, default root.",
     )
+    roles: list[Literal["worker", "locks"]] = Field(
+        default=["worker", "locks"],
+        min_length=1,
+        description="What this daemon does: run jobs, be the lock service.",
+    )
     http_host: str = Field(default="127.0.0.1", description="Address of the HTTP port.")
     http_port: int = Field(
         default=0, ge=0, le=65535, description="Port for /metrics, /livez, /readyz; 0: none."
@@ -208,6 +266,7 @@ class Settings(_Section):
     bus: Bus = Field(default_factory=Bus)
     slots: Slots = Field(default_factory=Slots)
     jobs: Jobs = Field(default_factory=Jobs)
+    locks: Locks = Field(default_factory=Locks)
     retention: Retention = Field(default_factory=Retention)
     shutdown: Shutdown = Field(default_factory=Shutdown)
     logging: Logging = Field(default_factory=Logging)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import re
 import signal
@@ -160,6 +161,9 @@ class Command(ActionExecutor):
         environment["JEF_ATTEMPT"] = str(context.attempt)
         if context.workflow_id:
             environment["JEF_WORKFLOW_ID"] = context.workflow_id
+        if context.locks:
+            tokens = {lock.resource: lock.fencing_token for lock in context.locks.values()}
+            environment["JEF_FENCING_TOKENS"] = json.dumps(tokens)
         added = self.settings.environment.items()
         return environment | {name: placeholders.fill_text(text, values) for name, text in added}
 

@@ -20,8 +20,13 @@ Config = Annotated[Path | None, typer.Option("--config", "-c", help="Configurati
 Overrides = Annotated[list[str] | None, typer.Option("--set", "-s", help="Any key: --set slots.total=8.")]
 
 
+Role = Annotated[
+    list[str] | None, typer.Option("--role", help="Only this role: worker, locks. Again for more.")
+]
+
+
 @app.command(rich_help_panel="The daemon")
-def run(config: Config = None, settings: Overrides = None) -> None:
+def run(config: Config = None, settings: Overrides = None, role: Role = None) -> None:
     """Run the daemon, until SIGTERM or Ctrl-C; again makes haste.
 
     Examples:
@@ -30,11 +35,15 @@ def run(config: Config = None, settings: Overrides = None) -> None:
       jef run --config config/jef.toml
 
       JEF_AMQP_URL=amqp://user:secret@broker/ jef run --set slots.total=8
+
+      jef run --role locks            the lock service alone
     """
     from jef_daemon.daemon import run as run_daemon
     from jef_daemon.logs import configure
 
     put(config, settings)
+    if role:
+        common.overrides["roles"] = role
     loaded = common.settings()
     configure(loaded.logging)
     run_daemon(loaded)

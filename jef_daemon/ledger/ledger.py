@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, Self, cast
 
 from sqlalchemy import Engine, select
 
 from jef_daemon.errors import LedgerUnavailable
-from jef_daemon.ledger import rows, schema
+from jef_daemon.ledger import lifetime, rows, schema
+from jef_daemon.ledger.lifetime import MayRunAgain
 from jef_daemon.ledger.opening import Ownership, migrate, open_engine, parse
-from jef_daemon.ledger.transaction import MayRunAgain, Transaction
+from jef_daemon.ledger.transaction import Terms, Transaction
 from jef_daemon.ledger.writer import Writer
 from jef_daemon.lifecycle import Event
+from jef_daemon.lock.requests import Limits, Request
 from jef_daemon.names import Names
 from jef_daemon.ports import (
     Accepted,
@@ -22,6 +25,9 @@ from jef_daemon.ports import (
     Capacity,
     Claimed,
     Clock,
+    Heard,
+    LockTimes,
+    Lost,
     OnOutbox,
     Outgoing,
     Refusal,
@@ -39,6 +45,8 @@ class SqlLedger:
         names: exchanges to tell things to.
         clock: for records.
         tracebacks: whether FAILED notifications carry the stack trace.
+        lock_times: leases of this daemon's own jobs.
+        lock_limits: of the lock service, where it is served from this ledger.
 
     Raises:
         LedgerInUse, LedgerTooNew, LedgerUnavailable: from `open`.
@@ -51,11 +59,17 @@ class SqlLedger:
         clock: Clock | None = None,
         *,
         tracebacks: bool = True,
+        lock_times: LockTimes | None = None,
+        lock_limits: Limits | None = None,
     ) -> None:
         self._url = parse(ledger_url)
-        self._names = names or Names()
+        self._terms = Terms(
+            names or Names(),
+            tracebacks=tracebacks,
+            lock_times=lock_times or LockTimes(),
+            lock_limits=lock_limits or Limits(),
+        )
         self._clock = clock or SystemClock()
-        self._tracebacks = tracebacks
         self._engine: Engine | None = None
         self._looking: Engine | None = None
         self._ownership: Ownership | None = None
@@ -64,7 +78,8 @@ class SqlLedger:
     async def open(self) -> None:
         """Take the ledger into our hands and bring it to the newest version."""
         await asyncio.to_thread(self._open)
-        self._writer = Writer(self._open_engine, self._names, self._clock, tracebacks=self._tracebacks)
+        self._terms = dataclasses.replace(self._terms, identity=await asyncio.to_thread(self._read_identity))
+        self._writer = Writer(self._open_engine, self._terms, self._clock)
         await asyncio.to_thread(self._writer.start)
 
     async def close(self) -> None:
@@ -83,6 +98,11 @@ class SqlLedger:
     def on_outbox(self, told: OnOutbox) -> None:
         """Have the messages of each commit handed over, in order."""
         self._running.on_outbox = told
+
+    @property
+    def identity(self) -> str:
+        """The ledger's own name, 12 hexadecimal digits, for its life."""
+        return self._terms.identity
 
     @property
     def stalled(self) -> LedgerUnavailable | None:
@@ -129,19 +149,47 @@ class SqlLedger:
         """See `ports.Ledger`."""
         return await asyncio.to_thread(self._read_outbox, after, limit)
 
+    # --- locks -------------------------------------------------------------------------------------------
+
+    def deciding(self, requests: Sequence[Request]) -> asyncio.Future[set[str]]:
+        """The lock service's part: decide requests and post the answers; returns resources whose queue moved."""
+        return self._running.submit("decide", requests)
+
+    def hearing(self, heard: Sequence[Heard]) -> asyncio.Future[list[Lost]]:
+        """A daemon's part: take the service's answers in; returns running attempts that lost their locks."""
+        return self._running.submit("hear", heard)
+
+    async def take_over_locks(self, grace_s: float) -> None:
+        """Let no lease end within a time: while the service was away nobody could renew."""
+        until = self._clock.now() + grace_s
+        await self._other(lambda transaction: transaction.lock_store.take_over(until))
+
+    async def tell_places(self, resources: Sequence[str], listeners: str, most: int) -> None:
+        """Tell the first waiters of resources where they stand; those whose `reply_to` begins with `listeners`."""
+        await self._other(lambda transaction: transaction.tell_places(resources, listeners, most))
+
+    async def go_on_locking(self, answered_up_to: float) -> int:
+        """See `Transaction.go_on_locking`."""
+        return cast("int", await self._other(lambda transaction: transaction.go_on_locking(answered_up_to)))
+
+    async def lock_states(self, state: str, after: str = "") -> list[str]:
+        """A page of executions whose locks are in a state (`job_locks`), by id, those later than `after`."""
+        return cast("list[str]", await self._other(lambda transaction: transaction.locks.names(state, after)))
+
     # --- start and end of a daemon, keeping house --------------------------------------------------------
 
     async def interrupt(self, may_run_again: MayRunAgain, why: str) -> int:
         """Settle executions that were RUNNING when their daemon went; returns how many."""
-        return await self._repeat(lambda transaction: transaction.interrupt(may_run_again, why))
+        return await self._repeat(lambda transaction: lifetime.interrupt(transaction, may_run_again, why))
 
     async def hand_back(self) -> int:
         """Give every unstarted job back to RabbitMQ; returns how many."""
-        return await self._repeat(Transaction.hand_back)
+        return await self._repeat(lifetime.hand_back)
 
     async def purge(self, before: float, step: int) -> int:
         """Delete what finished before an instant, in small steps; returns how many executions."""
-        return await self._repeat(lambda transaction: transaction.purge(before, step))
+        await self._repeat(lambda transaction: lifetime.purge_locks(transaction, before, step))
+        return await self._repeat(lambda transaction: lifetime.purge(transaction, before, step))
 
     # --- inside ------------------------------------------------------------------------------------------
 
@@ -180,6 +228,11 @@ class SqlLedger:
             raise RuntimeError("the ledger is not open")
         with self._looking.connect() as connection:
             return [rows.outgoing_of(row) for row in connection.execute(wanted)]
+
+    def _read_identity(self) -> str:
+        with self._open_engine.connect() as connection:
+            found: str = connection.scalars(select(schema.identity.c.id)).one()
+            return found
 
     @property
     def _running(self) -> Writer:

@@ -10,10 +10,10 @@ from sqlalchemy.exc import DBAPIError
 
 from jef_daemon.errors import LedgerUnavailable
 from jef_daemon.ledger import schema
+from jef_daemon.ledger.lifetime import purge
 from jef_daemon.ledger.opening import existing, explain, open_engine
-from jef_daemon.ledger.transaction import Transaction
+from jef_daemon.ledger.transaction import Terms, Transaction
 from jef_daemon.lifecycle import FINAL
-from jef_daemon.names import Names
 
 _STEP = 500
 _PAUSE_S = 0.02
@@ -48,7 +48,7 @@ def purge_finished(ledger_url: str, before: float) -> Iterator[int]:
     try:
         while True:
             with engine.begin() as connection:
-                done = Transaction(connection, Names(), time.time(), 0).purge(before, _STEP)
+                done = purge(Transaction(connection, Terms(), time.time(), 0), before, _STEP)
             if not done:
                 return
             yield done

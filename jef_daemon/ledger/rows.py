@@ -90,6 +90,22 @@ def refusal_entry(execution: Execution, event: Event, why: str, at: float) -> Ro
     }
 
 
+def lock_entry(execution: Execution, event: str, reason: str, at: float, detail: dict[str, Any]) -> Row:
+    """The history entry of something that happened to a job's locks; its status stays."""
+    return {
+        "execution_id": execution.execution_id,
+        "at": at,
+        "attempt": execution.attempt,
+        "sequence": execution.sequence,
+        "before": execution.place.value,
+        "status": execution.status.value,
+        "event": event,
+        "actor": "locks",
+        "reason": reason,
+        "detail": _json(detail) if detail else None,
+    }
+
+
 def outgoing_of(row: Any) -> Outgoing:
     """A message of the outbox."""
     headers = json.loads(row.headers) if row.headers else None

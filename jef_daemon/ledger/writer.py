@@ -1,8 +1,9 @@
 """Group commit: one thread, one transaction for all that is ready, one fsync.
 
 Callers in the event loop put operations into the writer and await their results. The thread takes whatever
-is there, never waits for more, and runs it in one transaction, kinds in this order: accept, apply, claim,
-confirm, anything else. So a request that meets a free slot is QUEUED and RUNNING with a single fsync.
+is there, never waits for more, and runs it in one transaction, kinds in this order: accept, apply, decide
+(the lock service's), hear (its answers), claim, confirm, anything else. So a request that meets a free slot is
+QUEUED and RUNNING with a single fsync.
 
 If an operation is at fault, the batch is rolled back and each operation runs alone, so that only the
 culprit fails. If the ledger is at fault (disk full, locked, read-only), the batch is tried again until it
@@ -25,15 +26,14 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from jef_daemon.errors import LedgerUnavailable
 from jef_daemon.ledger import schema
 from jef_daemon.ledger.opening import explain
-from jef_daemon.ledger.transaction import Transaction
-from jef_daemon.names import Names
+from jef_daemon.ledger.transaction import Terms, Transaction
 from jef_daemon.ports import Clock, OnOutbox, Outgoing
 
 log = structlog.get_logger()
 
 _RETRY_FIRST_S = 0.2
 _RETRY_MOST_S = 5.0
-_KINDS = ("accept", "apply", "claim", "confirm", "other")
+_KINDS = ("accept", "apply", "decide", "hear", "claim", "confirm", "other")
 """Order within a transaction."""
 
 
@@ -51,16 +51,14 @@ class Writer:
 
     Args:
         engine: SQLAlchemy engine; its connection is used by the writer's thread only.
-        names: exchanges to tell things to.
+        terms: what is the same for all transactions.
         clock: for records.
-        tracebacks: whether FAILED notifications carry the stack trace.
     """
 
-    def __init__(self, engine: Engine, names: Names, clock: Clock, *, tracebacks: bool) -> None:
+    def __init__(self, engine: Engine, terms: Terms, clock: Clock) -> None:
         self._engine = engine
-        self._names = names
+        self._terms = terms
         self._clock = clock
-        self._tracebacks = tracebacks
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[Operation] = deque()
         self._wake = threading.Event()
@@ -131,9 +129,7 @@ class Writer:
 
     def _attempt(self, batch: Sequence[Operation]) -> tuple[list[Any], list[Outgoing]]:
         with self._engine.begin() as connection:
-            transaction = Transaction(
-                connection, self._names, self._clock.now(), self._next_id, tracebacks=self._tracebacks
-            )
+            transaction = Transaction(connection, self._terms, self._clock.now(), self._next_id)
             by_id: dict[int, Any] = {}
             for kind in _KINDS:
                 chosen = [operation for operation in batch if operation.kind == kind]
@@ -193,6 +189,8 @@ def _confirm(transaction: Transaction, arguments: list[Any]) -> list[Any]:
 _RUN: dict[str, Callable[[Transaction, list[Any]], list[Any]]] = {
     "accept": _accept,
     "apply": lambda transaction, arguments: transaction.apply(arguments),
+    "decide": lambda transaction, arguments: [transaction.decide(requests) for requests in arguments],
+    "hear": lambda transaction, arguments: [transaction.hear(heard) for heard in arguments],
     "claim": lambda transaction, arguments: [transaction.claim(capacity) for capacity in arguments],
     "confirm": _confirm,
     "other": lambda transaction, arguments: [call(transaction) for call in arguments],

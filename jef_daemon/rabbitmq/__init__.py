@@ -11,6 +11,6 @@ The only package that imports aio_pika and aiormq.
 """
 
 from jef_daemon.rabbitmq.bus import RabbitBus
-from jef_daemon.rabbitmq.topology import Topology
+from jef_daemon.rabbitmq.topology import LOCK_REPLIES, LOCKS, Topology
 
-__all__ = ["RabbitBus", "Topology"]
+__all__ = ["LOCKS", "LOCK_REPLIES", "RabbitBus", "Topology"]

@@ -7,7 +7,7 @@ not for each try.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 
 import structlog
 import tenacity
@@ -18,7 +18,7 @@ from jef_daemon.names import Names
 from jef_daemon.ports import Delivery, Outgoing
 from jef_daemon.rabbitmq.refusals import meaning, reason
 from jef_daemon.rabbitmq.session import OnDelivery, Session, connect, queues_of
-from jef_daemon.rabbitmq.topology import UNROUTABLE, Topology
+from jef_daemon.rabbitmq.topology import LOCK_REPLIES, LOCKS, Topology
 from jef_daemon.settings import Bus as BusSettings
 
 log = structlog.get_logger()
@@ -42,6 +42,7 @@ class RabbitBus:
         settings: flow control.
         on_delivery: called in the event loop for each delivery, in order.
         name: how the broker's lists call this connection.
+        ledger: the ledger's own name: for the answers to its jobs' locks, and the locks that are kept in it.
     """
 
     def __init__(
@@ -52,11 +53,14 @@ class RabbitBus:
         settings: BusSettings,
         on_delivery: OnDelivery,
         name: str = "jef",
+        ledger: str | None = None,
     ) -> None:
+        self._names = names
+        self._ledger = ledger
         self._url = url
         self._where = masked(url)
-        self._topology = Topology.of(names, actions, settings.queue_type)
-        self._queues = queues_of(names, [*actions, UNROUTABLE], UNROUTABLE)
+        self._topology = Topology.of(names, actions, settings.queue_type, ledger)
+        self._queues = queues_of(names, actions, ledger)
         self._settings = settings
         self._on_delivery = on_delivery
         self._name = name
@@ -67,11 +71,18 @@ class RabbitBus:
         self._has_been_connected = False
         self._stopping = False
         self.reconnects = 0
+        self.locks_kept_by = ""
+        """The ledger that keeps the locks of this prefix, once it is known to be another one."""
 
     @property
     def connected(self) -> asyncio.Event:
         """Set while messages can be sent."""
         return self._connected
+
+    @property
+    def session(self) -> int:
+        """Number of the session that is connected; 0: none is."""
+        return self._session.number if self._session and self._connected.is_set() else 0
 
     async def run(self) -> None:
         """Hold a session, and the next, until cancelled.
@@ -135,13 +146,13 @@ class RabbitBus:
         session = None
         try:
             connection = await connect(self._url, self._settings, self._name, _CONNECT_TIMEOUT_S)
-            session = Session(connection, self._settings, self._on_delivery)
+            session = Session(connection, self._settings, self._on_delivery, self._names.prefix)
             # A broker that has just started greets before its queues have leaders; a request that comes too
             # early hangs there for a minute, one that is asked again is answered at once.
             async with asyncio.timeout(_SET_UP_S):
                 await session.set_up(self._topology)
                 for source in sorted(self._wanted):
-                    await session.consume(source, self._queues[source])
+                    await self._consume(session, source)
         except Exception as error:  # noqa: BLE001 - the client raises what it likes; told and tried again
             if session is not None:
                 await session.discard()
@@ -155,7 +166,7 @@ class RabbitBus:
 
     # --- the port ----------------------------------------------------------------------------------------
 
-    async def publish(self, messages: Sequence[Outgoing]) -> Awaitable[None]:
+    async def publish(self, messages: Sequence[Outgoing]) -> asyncio.Future[None]:
         """See `ports.Bus`."""
         await self._connected.wait()
         session = self._session
@@ -171,7 +182,7 @@ class RabbitBus:
         ours = [delivery.tag for delivery in deliveries if delivery.session == session.number]
         if ours:
             try:
-                await session.acknowledge(max(ours))
+                await session.acknowledge(deliveries[0].source, max(ours))
             except Exception as error:  # noqa: BLE001  the broker will deliver them again; they are known then
                 log.debug("acknowledgement_lost", reason=reason(error))
 
@@ -193,6 +204,11 @@ class RabbitBus:
         if session is not None and not session.is_broken:
             await session.stop()
 
+    async def stop_requests(self) -> None:
+        """Let no more requests for jobs come; the locks of those that run are still served."""
+        for source in self._wanted - {LOCKS, LOCK_REPLIES}:
+            await self.pause(source)
+
     async def stop_consuming(self) -> None:
         """Let no more deliveries come, from any source."""
         for source in list(self._wanted):
@@ -205,9 +221,33 @@ class RabbitBus:
                 return
             try:
                 if source in self._wanted:
-                    await session.consume(source, self._queues[source])
+                    await self._consume(session, source)
                 else:
                     await session.cancel(source)
             except Exception as error:  # noqa: BLE001  the session is breaking; the next one does what is wanted
                 log.debug("consumer_change_lost", source=source, reason=reason(error))
                 await session.discard()
+
+    async def _consume(self, session: Session, source: str) -> None:
+        if source == LOCKS and not await self._keeps_locks(session):
+            return
+        await session.consume(source, self._queues[source])
+
+    async def _keeps_locks(self, session: Session) -> bool:
+        """Whether the locks of this prefix are kept in our ledger, as they are from the first time they were.
+
+        A service with another ledger knows nothing of the locks that are held: it would grant them again.
+        """
+        if self._ledger is None:
+            return False
+        keeper = await session.keeper(self._names.lock_keeper, self._ledger)
+        is_ours = keeper == self._ledger
+        if not is_ours and self.locks_kept_by != keeper:
+            log.warning(
+                "locks_kept_elsewhere",
+                ledger=keeper,
+                ours=self._ledger,
+                consequence="this daemon is no lock service; the one with that ledger is",
+            )
+        self.locks_kept_by = "" if is_ours else keeper
+        return is_ours

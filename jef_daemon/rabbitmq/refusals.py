@@ -45,6 +45,12 @@ def meaning(error: BaseException, where: str) -> BrokerError | None:
     return None
 
 
+def current_value(error: exceptions.ChannelPreconditionFailed) -> str:
+    """What an exchange or queue was declared with, where the broker says so; else its whole sentence."""
+    found = _INEQUIVALENT.search(str(error))
+    return _value(found["theirs"]) if found else str(error)
+
+
 def reason(error: BaseException) -> str:
     """A lost or impossible connection in a few words, for the log."""
     text = str(error).strip()

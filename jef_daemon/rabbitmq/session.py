@@ -17,13 +17,17 @@ from pamqp import commands
 from jef_daemon.names import Names
 from jef_daemon.ports import Delivery, Outgoing
 from jef_daemon.rabbitmq.publisher import Publisher
-from jef_daemon.rabbitmq.topology import Topology
+from jef_daemon.rabbitmq.refusals import current_value
+from jef_daemon.rabbitmq.topology import LOCK_REPLIES, LOCKS, UNROUTABLE, Topology
 from jef_daemon.settings import Bus as BusSettings
 
 log = structlog.get_logger()
 
 OnDelivery = Callable[[Delivery], None]
 _numbers = itertools.count(1)
+_REQUESTS = "requests"
+_LOCK_PREFETCH = 500
+"""Requests for locks are small, decided at once, and never wait for a slot."""
 _ACK_LINGER_S = 0.5
 """On quorum queues, acknowledgements written just before the connection closes are lost."""
 
@@ -35,18 +39,25 @@ class Session:
         connection: open.
         settings: flow control.
         on_delivery: called in the event loop for each delivery, in order.
+        prefix: of the queues that are the daemons' own.
     """
 
     def __init__(
-        self, connection: aio_pika.abc.AbstractConnection, settings: BusSettings, on_delivery: OnDelivery
+        self,
+        connection: aio_pika.abc.AbstractConnection,
+        settings: BusSettings,
+        on_delivery: OnDelivery,
+        prefix: str = "jef",
     ) -> None:
         self.number = next(_numbers)
         self._connection = connection
         self._settings = settings
         self._on_delivery = on_delivery
+        self._own = f"{prefix}."
         self._tags: dict[str, str] = {}
         self._broken: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()
-        self._intake: aiormq.Channel
+        self._channels: dict[str, aiormq.Channel] = {}
+        """Of consumers, by group: whoever acknowledges up to a tag has a channel of its own."""
         self._publisher: Publisher | None = None
         self._replies: Publisher | None = None
         connection.close_callbacks.add(lambda _, error: self._break(error))
@@ -65,8 +76,6 @@ class Session:
             if queue.exchange is not None:
                 await declared.bind(queue.exchange, queue.routing_key)
         await declaring.close()
-        self._intake = await self._open_channel(confirms=False)
-        await self._intake.basic_qos(prefetch_count=self._settings.prefetch)
         self._publisher = Publisher(await self._open_channel(confirms=True), self._settings.publish_window)
 
     async def _open_channel(self, *, confirms: bool) -> aiormq.Channel:
@@ -88,23 +97,54 @@ class Session:
         async def take(message: DeliveredMessage) -> None:
             self._on_delivery(self._delivery(source, message))
 
-        await self._intake.basic_consume(queue, take, consumer_tag=tag)
+        channel = await self._channel_of(source)
+        await channel.basic_consume(queue, take, consumer_tag=tag)
+
+    async def _channel_of(self, source: str) -> aiormq.Channel:
+        group = group_of(source)
+        if group not in self._channels:
+            channel = await self._open_channel(confirms=False)
+            prefetch = self._settings.prefetch if group == _REQUESTS else _LOCK_PREFETCH
+            await channel.basic_qos(prefetch_count=prefetch)
+            self._channels[group] = channel
+        return self._channels[group]
+
+    async def keeper(self, exchange: str, ours: str) -> str:
+        """Whose name an exchange was declared with: ours, if it was not there.
+
+        RabbitMQ refuses to declare an exchange again with another alternate exchange, and says which one it has.
+        That makes a durable exchange a register that the first to come sets and that nobody can set otherwise.
+        """
+        channel = await self._connection.channel()
+        try:
+            await channel.declare_exchange(
+                exchange, "fanout", durable=True, internal=True, arguments={"alternate-exchange": ours}
+            )
+        except aiormq.exceptions.ChannelPreconditionFailed as error:
+            return current_value(error)
+        await channel.close()
+        return ours
 
     async def cancel(self, source: str) -> None:
         """Let no more deliveries of a source come; those on their way still arrive."""
         tag = self._tags.pop(source, None)
         if tag is not None:
-            await self._intake.basic_cancel(tag)
+            await self._channels[group_of(source)].basic_cancel(tag)
 
-    async def publish(self, messages: Sequence[Outgoing]) -> Awaitable[None]:
-        """Send messages in order; see `ports.Bus`. Answers to a `reply_to` go beside the rest."""
+    async def publish(self, messages: Sequence[Outgoing]) -> asyncio.Future[None]:
+        """Send messages in order; see `ports.Bus`. Answers to a foreign `reply_to` go beside the rest."""
         if self._publisher is None:
             raise ConnectionError("the session is not set up")
-        replies = [message for message in messages if not message.exchange]
+        replies = [message for message in messages if self._is_foreign(message)]
         if not replies:
             return await self._publisher.publish(messages)
-        told = await self._publisher.publish([message for message in messages if message.exchange])
-        return _both(told, await self._reply(replies))
+        told = await self._publisher.publish(
+            [message for message in messages if not self._is_foreign(message)]
+        )
+        return asyncio.ensure_future(_both(told, await self._reply(replies)))
+
+    def _is_foreign(self, message: Outgoing) -> bool:
+        return not message.exchange and not message.routing_key.startswith(self._own)
 
     async def _reply(self, messages: Sequence[Outgoing]) -> Awaitable[None]:
         """Answers go over a channel of their own: what a requester names must not stop the notifications.
@@ -131,9 +171,9 @@ class Session:
             log.warning("replies_lost", replies=replies.unconfirmed, reason=str(error))
             replies.fail("the channel of replies was closed")
 
-    async def acknowledge(self, up_to: int) -> None:
-        """Acknowledge every delivery of this session up to a tag."""
-        await self._intake.basic_ack(up_to, multiple=True, wait=False)
+    async def acknowledge(self, source: str, up_to: int) -> None:
+        """Acknowledge every delivery of a source, and of those of its group, up to a tag."""
+        await self._channels[group_of(source)].basic_ack(up_to, multiple=True, wait=False)
 
     async def stop(self) -> None:
         """End in good order: no more deliveries, acknowledgements drained, then closed."""
@@ -218,8 +258,14 @@ def _close_behind(error: BaseException) -> commands.Connection.Close | None:
     return None
 
 
-def queues_of(names: Names, sources: Iterable[str], unroutable: str) -> dict[str, str]:
+def group_of(source: str) -> str:
+    """Sources whose deliveries are acknowledged together."""
+    return source if source in {LOCKS, LOCK_REPLIES} else _REQUESTS
+
+
+def queues_of(names: Names, actions: Iterable[str], ledger: str | None) -> dict[str, str]:
     """The queue of each source of deliveries."""
-    return {
-        source: names.unroutable if source == unroutable else names.job_queue(source) for source in sources
-    }
+    own = {UNROUTABLE: names.unroutable, LOCKS: names.locks}
+    if ledger:
+        own[LOCK_REPLIES] = names.lock_replies(ledger)
+    return {action: names.job_queue(action) for action in actions} | own

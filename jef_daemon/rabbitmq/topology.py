@@ -11,6 +11,12 @@ from jef_daemon.names import Names
 UNROUTABLE = "unroutable"
 """The source of deliveries whose action nobody knows."""
 
+LOCKS = ":locks"
+"""The source of requests to the lock service; no action can be called so."""
+LOCK_REPLIES = ":lock-replies"
+"""The source of the lock service's answers to this daemon's jobs."""
+
+_A_WEEK_MS = 7 * 86_400_000
 _NEVER = 1_000_000
 """Delivery limit: RabbitMQ 4 would drop a request that was returned 20 times, 3.10 takes no "unlimited"."""
 
@@ -43,11 +49,22 @@ class Topology:
     queues: tuple[Queue, ...]
 
     @classmethod
-    def of(cls, names: Names, actions: Iterable[str], queue_type: str) -> Self:
-        """The topology for a prefix and the actions that a daemon serves."""
+    def of(cls, names: Names, actions: Iterable[str], queue_type: str, ledger: str | None = None) -> Self:
+        """The topology for a prefix and the actions that a daemon serves.
+
+        Args:
+            names: of everything.
+            actions: whose queues there must be.
+            queue_type: quorum or classic.
+            ledger: the daemon's, for the queue of its locks' answers; None: it runs no jobs.
+        """
         kind = {"x-queue-type": queue_type}
         kept = kind | ({"x-delivery-limit": _NEVER} if queue_type == "quorum" else {})
         requests = kept | {"x-dead-letter-exchange": names.dead}
+        # One lock service at a time, the next takes over when its connection goes.
+        locks = kept | {"x-single-active-consumer": True}
+        # Of a daemon that never comes back, nothing stays.
+        replies = kept | {"x-expires": _A_WEEK_MS}
         return cls(
             exchanges=(
                 Exchange(names.dead, "fanout"),
@@ -58,6 +75,8 @@ class Topology:
             queues=(
                 Queue(names.dead_letters, kind, names.dead),
                 Queue(names.unroutable, requests, names.unroutable),
+                Queue(names.locks, locks),
+                *([Queue(names.lock_replies(ledger), replies)] if ledger else []),
                 *(Queue(names.job_queue(action), requests, names.jobs, action) for action in actions),
             ),
         )

@@ -7,21 +7,24 @@ What it holds in memory is what runs: a job that waits costs nothing here.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
 
 import structlog
 
 from jef_daemon.lifecycle import Event, Execution, Failed, Interrupted
 from jef_daemon.messages import JobRequest
-from jef_daemon.ports import Applied, Capacity, Claimed, Ledger
+from jef_daemon.ports import Applied, Capacity, Claimed, Ledger, Lost
 from jef_daemon.run.boundary import JobInput, failed, perform
 from jef_daemon.run.catalogue import Action, Catalogue, load
 from jef_daemon.run.isolation import ProcessPool
 from jef_daemon.run.progress import Progress
+from jef_daemon.sdk import GrantedLock, lost_mark
 from jef_daemon.settings import Settings
 from jef_daemon.tokens import new_token
 
@@ -45,6 +48,18 @@ class LedgerFutures(Ledger, Protocol):
         ...
 
 
+class Leases(Protocol):
+    """Whoever keeps the locks of running jobs (`lock.client`)."""
+
+    def started(self, execution_id: str, attempt: int) -> None:
+        """An attempt that holds locks runs."""
+        ...
+
+    def ended(self, execution_id: str) -> None:
+        """It runs no more."""
+        ...
+
+
 class Worker:
     """Runs jobs.
 
@@ -54,6 +69,7 @@ class Worker:
         pool: where blocking executors run.
         settings: slots, limits, folders.
         on_claimed: told how many jobs of an action left the queue.
+        leases: told which attempts hold locks.
     """
 
     def __init__(
@@ -63,7 +79,11 @@ class Worker:
         pool: ProcessPool,
         settings: Settings,
         on_claimed: Callable[[str, int], None],
+        leases: Leases,
     ) -> None:
+        self._leases = leases
+        self._losses: dict[str, asyncio.Future[Lost]] = {}
+        """By execution, of those that hold locks."""
         self._ledger = ledger
         self._actions = catalogue.served
         self._pool = pool
@@ -106,6 +126,12 @@ class Worker:
     def start_nothing_more(self) -> None:
         """Claim no more jobs."""
         self._draining = True
+
+    def lock_lost(self, lost: Lost) -> None:
+        """A running attempt lost its locks; by default it is stopped."""
+        loss = self._losses.get(lost.execution_id)
+        if loss is not None and not loss.done():
+            loss.set_result(lost)
 
     async def drain(self, patience_s: float, haste: asyncio.Event) -> None:
         """Let running jobs finish for a time, or until haste is asked for; then interrupt them."""
@@ -172,30 +198,56 @@ class Worker:
             self._settings.jobs.progress_interval_s,
             lambda event: self._ledger.applying(execution.execution_id, execution.attempt, [event]),
         )
-        job = self._input(execution, claimed.body)
+        job = self._input(claimed)
         running = asyncio.create_task(
             self._perform(action, job, progress), name=f"executor {job.execution_id}"
         )
-        outcome = await self._outcome(running, action, execution)
+        with self._holding(claimed, job.scratch) as lost:
+            outcome = await self._outcome(running, action, execution, lost)
         await self._ledger.applying(execution.execution_id, execution.attempt, [*progress.rest(), outcome])
         await _clean(job.scratch)
         log.info(
             "finished", execution_id=execution.execution_id, action=execution.action, outcome=_word(outcome)
         )
 
+    @contextlib.contextmanager
+    def _holding(self, claimed: Claimed, scratch: str) -> Iterator[asyncio.Future[Lost] | None]:
+        """The leases of the job's locks are kept; gives what is done when they are lost."""
+        if not claimed.grants:
+            yield None
+            return
+        name = claimed.execution.execution_id
+        lost = self._losses[name] = asyncio.get_running_loop().create_future()
+        lost.add_done_callback(lambda _: _mark_lost(scratch))
+        self._leases.started(name, claimed.execution.attempt)
+        try:
+            yield lost if self._settings.locks.on_lost == "cancel" else None
+        finally:
+            self._leases.ended(name)
+            del self._losses[name]
+
     async def _perform(self, action: Action, job: JobInput, progress: Progress) -> Event:
         if action.is_blocking:
             return await self._pool.perform(action.spec, job, progress.report)
         return await perform(load(action.spec), job, progress.report)
 
-    async def _outcome(self, running: asyncio.Task[Event], action: Action, execution: Execution) -> Event:
+    async def _outcome(
+        self,
+        running: asyncio.Task[Event],
+        action: Action,
+        execution: Execution,
+        lost: asyncio.Future[Lost] | None,
+    ) -> Event:
         limit = execution.execution_timeout_s
+        ends: set[asyncio.Future[Any]] = {running, lost} if lost is not None else {running}
         try:
-            await asyncio.wait({running}, timeout=limit)
+            await asyncio.wait(ends, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
             if running.done():
                 error = running.exception()
                 return running.result() if error is None else failed(error)
             await self._stop(running, execution)
+            if lost is not None and lost.done():
+                return Failed(actor="locks", error_type="LockLost", error_message=lost.result().reason)
             message = f"ran longer than its limit of {limit:g} s"
             return Failed(actor="daemon", error_type="ExecutionTimeout", error_message=message)
         except asyncio.CancelledError:
@@ -216,8 +268,9 @@ class Worker:
             return Interrupted(token=new_token(), reason=why)
         return Failed(actor="daemon", error_type="Interrupted", error_message=why)
 
-    def _input(self, execution: Execution, body: str) -> JobInput:
-        request = JobRequest.model_validate_json(body)
+    def _input(self, claimed: Claimed) -> JobInput:
+        execution = claimed.execution
+        request = JobRequest.model_validate_json(claimed.body)
         return JobInput(
             execution_id=execution.execution_id,
             workflow_id=execution.workflow_id,
@@ -227,7 +280,7 @@ class Worker:
             job_context_variables=request.job_context_variables,
             workflow_context_variables=request.workflow_context_variables,
             scratch=self._scratch(execution),
-            locks={},
+            locks={grant[0]: GrantedLock(*grant) for grant in claimed.grants},
             max_variables_bytes=self._settings.jobs.max_variables_bytes,
         )
 
@@ -236,7 +289,15 @@ class Worker:
         return f"{self._scratch_root}/job-{execution.execution_id}-{execution.attempt}"
 
 
+def _mark_lost(scratch: str) -> None:
+    mark = Path(lost_mark(scratch))
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    mark.touch()
+
+
 async def _clean(folder: str) -> None:
+    if os.path.exists(mark := lost_mark(folder)):  # noqa: ASYNC240, PTH110 - as below
+        os.unlink(mark)  # noqa: PTH108
     if os.path.isdir(folder):  # noqa: ASYNC240, PTH112 - microseconds; a thread would cost more
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 

@@ -1,0 +1,115 @@
+"""The parts of a daemon and how they are wired: who is told by whom. `daemon` runs them and ends them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jef_daemon import __version__
+from jef_daemon.backlog import Backlog
+from jef_daemon.config import broker_url
+from jef_daemon.intake import Intake
+from jef_daemon.ledger import SqlLedger
+from jef_daemon.lock.client import LockClient
+from jef_daemon.lock.service import LockService
+from jef_daemon.names import Names
+from jef_daemon.notify import Notifier
+from jef_daemon.ports import Delivery, LockTimes
+from jef_daemon.rabbitmq import LOCK_REPLIES, LOCKS, RabbitBus
+from jef_daemon.run.catalogue import Action, Catalogue
+from jef_daemon.run.isolation import ProcessPool
+from jef_daemon.run.worker import Worker
+from jef_daemon.settings import Settings
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What works in a daemon."""
+
+    actions: Mapping[str, Action]
+    """Those served."""
+    pool: ProcessPool
+    backlog: Backlog
+    bus: RabbitBus
+    intake: Intake
+    worker: Worker
+    notifier: Notifier
+    lock_client: LockClient
+    lock_service: LockService
+    roles: tuple[tuple[str, Coroutine[Any, Any, None]], ...]
+    """What runs until it is cancelled, by name."""
+
+
+def assemble(settings: Settings, ledger: SqlLedger, catalogue: Catalogue) -> Parts:
+    """Make the parts and wire them."""
+    names = Names(settings.prefix)
+    actions = catalogue.served if "worker" in settings.roles else {}
+    changes: set[asyncio.Task[None]] = set()
+
+    def switch(action: str, wanted: bool) -> None:
+        change = asyncio.create_task(bus.resume(action) if wanted else bus.pause(action))
+        changes.add(change)
+        change.add_done_callback(changes.discard)
+
+    def deliver(delivery: Delivery) -> None:
+        receivers.get(delivery.source, intake.deliver)(delivery)
+
+    pool = _pool(settings, actions)
+    backlog = Backlog(settings.slots.backlog, actions, switch)
+    bus = _bus(settings, ledger, catalogue, deliver)
+    lock_client = LockClient(
+        ledger,
+        bus,
+        names.locks,
+        names.lock_replies(ledger.identity),
+        LockTimes(settings.locks.lease_s, settings.locks.start_within_s, settings.locks.wait_lease_s),
+        on_granted=lambda: worker.wake(),  # noqa: PLW0108 - the worker comes a line later
+        on_lost=lambda lost: worker.lock_lost(lost),  # noqa: PLW0108
+    )
+    worker = Worker(ledger, catalogue, pool, settings, backlog.left, lock_client)
+    lock_service = _lock_service(settings, ledger, bus, names)
+    intake = Intake(ledger, bus, actions, settings.bus.max_body_bytes, worker.wake, backlog.arrived)
+    receivers = {LOCKS: lock_service.deliver, LOCK_REPLIES: lock_client.deliver}
+    notifier = Notifier(ledger, bus)
+    working = [("bus", bus.run()), ("notify", notifier.run())]
+    if "worker" in settings.roles:
+        working += [("intake", intake.run()), ("worker", worker.run()), ("lock client", lock_client.run())]
+    if "locks" in settings.roles:
+        working.append(("lock service", lock_service.run()))
+    return Parts(
+        actions, pool, backlog, bus, intake, worker, notifier, lock_client, lock_service, tuple(working)
+    )
+
+
+def _pool(settings: Settings, actions: Mapping[str, Action]) -> ProcessPool:
+    slots = settings.slots
+    warm = slots.warm_processes if any(action.is_blocking for action in actions.values()) else 0
+    return ProcessPool(slots.blocking_processes, warm, settings.jobs.kill_grace_s, settings.python_path)
+
+
+def _bus(settings: Settings, ledger: SqlLedger, catalogue: Catalogue, deliver: Any) -> RabbitBus:
+    prefetch = min(settings.bus.prefetch, settings.slots.backlog)
+    return RabbitBus(
+        broker_url(settings),
+        Names(settings.prefix),
+        list(catalogue.all) if "worker" in settings.roles else [],
+        settings.bus.model_copy(update={"prefetch": prefetch}),
+        deliver,
+        f"jef_daemon {__version__}",
+        ledger.identity,
+    )
+
+
+def _lock_service(settings: Settings, ledger: SqlLedger, bus: RabbitBus, names: Names) -> LockService:
+    locks = settings.locks
+    return LockService(
+        ledger,
+        bus,
+        names.lock_replies(""),
+        max_body_bytes=settings.bus.max_body_bytes,
+        takeover_grace_s=locks.takeover_grace_s,
+        tell_places_every_s=locks.tell_places_every_s,
+        tell_places_to=locks.tell_places_to,
+    )

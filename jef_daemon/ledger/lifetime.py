@@ -1,0 +1,102 @@
+"""Start and end of a daemon, and keeping house: steps that are repeated until nothing is left to do.
+
+Each takes a `Transaction`, does a bounded piece of its work and says how much; the caller commits and goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sqlalchemy import delete, select
+
+from jef_daemon import lifecycle
+from jef_daemon.ledger import rows, schema
+from jef_daemon.ledger.lock_store import purge_history
+from jef_daemon.ledger.transaction import Transaction
+from jef_daemon.lifecycle import FINAL, UNSTARTED, Event, Execution, Failed, Interrupted
+from jef_daemon.tokens import new_token
+
+_EX = schema.executions.c
+_STEP = 500
+_UNSTARTED = [status.value for status in UNSTARTED]
+
+MayRunAgain = Callable[[str], bool]
+"""Whether an interrupted attempt of an action may simply be run again."""
+
+
+def interrupt(transaction: Transaction, may_run_again: MayRunAgain, why: str, most: int = _STEP) -> int:
+    """Settle executions that were RUNNING when their daemon went. Returns how many; call until 0."""
+    found = transaction.connection.execute(
+        select(*rows.COLUMNS).where(_EX.status == "RUNNING").order_by(_EX.number).limit(most)
+    )
+    moves = [
+        lifecycle.apply(execution, _interruption(execution, may_run_again, why), transaction.now)
+        for execution in map(rows.execution_of, found)
+    ]
+    if moves:
+        transaction.update(move.execution for move in moves)
+    for move in moves:
+        transaction.note(move)
+    return len(moves)
+
+
+def hand_back(transaction: Transaction, most: int = _STEP) -> int:
+    """Give unstarted jobs back to RabbitMQ, in order. Returns how many; call until 0."""
+    found = transaction.connection.execute(
+        select(*rows.COLUMNS, schema.requests.c.body)
+        .join(schema.requests, schema.requests.c.execution_id == _EX.execution_id)
+        .where(_EX.status.in_(_UNSTARTED), _EX.handed_back.is_(False))
+        .order_by(_EX.priority.desc(), _EX.number)
+        .limit(most)
+    ).all()
+    given = []
+    for row in found:
+        execution = rows.execution_of(row)
+        execution.handed_back = True
+        given.append((execution, row.body))
+    if given:
+        transaction.update(execution for execution, _ in given)
+        # Before the jobs themselves: whoever takes them asks for the same locks.
+        transaction.locks.let_go([execution.execution_id for execution, _ in given if execution.wants_locks])
+    for execution, body in given:
+        _return(transaction, execution, body)
+    return len(given)
+
+
+def purge(transaction: Transaction, before: float, most: int) -> int:
+    """Delete executions that finished (or were handed back) before an instant. Returns how many."""
+    finished = _EX.status.in_([status.value for status in FINAL])
+    given_back = _EX.handed_back.is_(True) & _EX.status.in_(_UNSTARTED)
+    old = (finished & (_EX.finished_at < before)) | (given_back & (_EX.updated_at < before))
+    ids = transaction.connection.scalars(select(_EX.execution_id).where(old).limit(most)).all()
+    tables = (schema.requests, schema.outcomes, schema.history, schema.job_locks, schema.executions)
+    for table in tables:
+        if ids:
+            transaction.connection.execute(delete(table).where(table.c.execution_id.in_(ids)))
+    return len(ids)
+
+
+def purge_locks(transaction: Transaction, before: float, most: int) -> int:
+    """Delete the locks' history of before an instant. Returns how many lines."""
+    return purge_history(transaction.connection, before, most)
+
+
+def _return(transaction: Transaction, execution: Execution, body: str) -> None:
+    # Whoever takes it goes on counting where we stop, so that its notifications are not taken for old ones.
+    headers = {"x-jef-sequence": execution.sequence, "x-jef-attempt": execution.attempt}
+    if execution.traceparent:
+        headers["traceparent"] = execution.traceparent  # type: ignore[assignment]
+    transaction.post(
+        transaction.names.jobs,
+        execution.action,
+        body.encode(),
+        headers,
+        execution.correlation_id,
+        execution.reply_to,
+    )
+
+
+def _interruption(execution: Execution, may_run_again: MayRunAgain, why: str) -> Event:
+    if may_run_again(execution.action) and not execution.cancel_requested:
+        return Interrupted(token=new_token(), reason=why)
+    return Failed(actor="daemon", error_type="Interrupted", error_message=why)

@@ -1,0 +1,227 @@
+"""ROLE: the lock service, the one consumer of `jef.locks`. Requests → decisions, one transaction for all there are.
+
+Everybody negotiates here: this daemon's own jobs, other daemons, the command line, any AMQP client. What is
+decided and what is answered is one transaction, so the service may die at any moment: its successor finds every
+lock, waiter and fencing number, and what was not answered is delivered again and answered the same.
+
+While it is away nobody can renew: whenever it comes back, to a broker or from the dead, no lease ends before a
+time of grace is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Protocol
+
+import structlog
+
+from jef_daemon.errors import RequestRefused
+from jef_daemon.lock import wire
+from jef_daemon.lock.requests import Answer, Expire, Refused, Reply, Request
+from jef_daemon.ports import Accepted, Arrival, Clock, Delivery, Outgoing, Refusal, SystemClock, seen
+
+log = structlog.get_logger()
+
+_TICK_S = 1.0
+"""How late a lease ends."""
+_AT_ONCE = 250
+"""Requests in one transaction: what is decided together is answered together."""
+_CLOCK_STEP_S = 5.0
+"""A wall clock that moves so far against the monotonic one was set, or the machine was suspended."""
+
+
+class LockLedger(Protocol):
+    """The part of a ledger that the service needs."""
+
+    def deciding(self, requests: Sequence[Request]) -> asyncio.Future[set[str]]:
+        """See `SqlLedger.deciding`."""
+        ...
+
+    def accepting(self, messages: Sequence[Arrival | Refusal]) -> asyncio.Future[list[Accepted]]:
+        """`accept` of `ports.Ledger`, put in at once."""
+        ...
+
+    async def take_over_locks(self, grace_s: float) -> None:
+        """See `SqlLedger.take_over_locks`."""
+        ...
+
+    async def tell_places(self, resources: Sequence[str], listeners: str, most: int) -> None:
+        """See `SqlLedger.tell_places`."""
+        ...
+
+
+class LockBus(Protocol):
+    """The part of a bus that the service needs."""
+
+    @property
+    def session(self) -> int:
+        """Number of the connection; 0: none."""
+        ...
+
+    async def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
+        """See `ports.Bus`."""
+        ...
+
+    async def publish(self, messages: Sequence[Outgoing]) -> asyncio.Future[None]:
+        """See `ports.Bus`."""
+        ...
+
+
+class LockService:
+    """Serves locks.
+
+    Args:
+        ledger: where they are kept.
+        bus: where requests come from.
+        listeners: what the queues begin with whose owners hear when their place changes.
+        max_body_bytes: longest request.
+        takeover_grace_s: no lease ends so soon after the service came back.
+        tell_places_every_s: how often places are told.
+        tell_places_to: how many of each queue hear theirs.
+        clock: to see that the wall clock was set.
+    """
+
+    def __init__(
+        self,
+        ledger: LockLedger,
+        bus: LockBus,
+        listeners: str,
+        *,
+        max_body_bytes: int = 1024 * 1024,
+        takeover_grace_s: float = 30.0,
+        tell_places_every_s: float = 2.0,
+        tell_places_to: int = 100,
+        clock: Clock | None = None,
+    ) -> None:
+        self._ledger = ledger
+        self._bus = bus
+        self._listeners = listeners
+        self._max_body_bytes = max_body_bytes
+        self._grace_s = takeover_grace_s
+        self._tell_every_s = tell_places_every_s
+        self._tell_to = tell_places_to
+        self._clock = clock or SystemClock()
+        self._inbox: list[Delivery] = []
+        self._arrived = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._session = 0
+        """The connection for which leases were prolonged."""
+        self._skew = self._clock.now() - self._clock.monotonic()
+        self._touched: set[str] = set()
+
+    def deliver(self, delivery: Delivery) -> None:
+        """Take a request; called by the bus for each, in order."""
+        self._inbox.append(delivery)
+        self._idle.clear()
+        self._arrived.set()
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
+        async with asyncio.TaskGroup() as parts:
+            parts.create_task(self._serve(), name="locks: requests")
+            parts.create_task(self._end_leases(), name="locks: leases")
+            parts.create_task(self._tell_places(), name="locks: places")
+
+    async def finish(self) -> None:
+        """Wait until everything delivered is decided and acknowledged."""
+        await self._idle.wait()
+
+    # --- requests ----------------------------------------------------------------------------------------
+
+    async def _serve(self) -> None:
+        while True:
+            await self._arrived.wait()
+            self._arrived.clear()
+            while self._inbox:
+                batch, self._inbox = self._inbox[:_AT_ONCE], self._inbox[_AT_ONCE:]
+                await self._take(batch)
+            self._idle.set()
+
+    async def _take(self, batch: Sequence[Delivery]) -> None:
+        await self._take_over(batch[-1].session)
+        requests: list[tuple[Delivery, Request]] = []
+        refusals: list[Refusal] = []
+        for delivery in batch:
+            try:
+                requests.append((delivery, self._read(delivery)))
+            except RequestRefused as error:
+                refusals.append(Refusal(error, delivery, "locks"))
+        if refusals:
+            await self._refuse(refusals)
+        if requests:
+            await self._decide(requests)
+        await self._bus.acknowledge(batch)
+
+    def _read(self, delivery: Delivery) -> Request:
+        return wire.decode(delivery.body, self._max_body_bytes, delivery.reply_to, delivery.correlation_id)
+
+    async def _decide(self, requests: Sequence[tuple[Delivery, Request]]) -> None:
+        deciding = self._ledger.deciding([request for _, request in requests])
+        try:
+            self._touched |= await deciding
+        except Exception as error:  # noqa: BLE001  whatever one request did to the store, the others go on
+            if len(requests) > 1:
+                for each in requests:
+                    await self._decide([each])
+                return
+            delivery, _ = requests[0]
+            log.error("lock_request_failed", error=str(error), consequence="kept as a dead letter")
+            refused = RequestRefused("lock-request-failed", f"deciding it failed: {error}")
+            await self._refuse([Refusal(refused, delivery, "locks")])
+
+    async def _refuse(self, refusals: Sequence[Refusal]) -> None:
+        """Kept as dead letters; whoever waits for an answer gets one."""
+        await self._ledger.accepting(refusals)
+        for refusal in refusals:
+            delivery, error = refusal.delivery, refusal.error
+            log.warning("lock_request_refused", reason=error.code, detail=error.detail)
+            if delivery.reply_to:
+                reply = Reply(
+                    Answer.REFUSED,
+                    "",
+                    delivery.reply_to,
+                    delivery.correlation_id,
+                    reason=f"{error.code}: {error.detail}",
+                    code=Refused.MALFORMED,
+                )
+                await self._answer(reply)
+
+    async def _answer(self, reply: Reply) -> None:
+        body = wire.encode(reply)
+        try:
+            seen(
+                await self._bus.publish(
+                    [Outgoing(0, "", reply.reply_to or "", body, None, reply.correlation_id)]
+                )
+            )
+        except ConnectionError as error:
+            log.debug("lock_answer_lost", reason=str(error))
+
+    # --- time --------------------------------------------------------------------------------------------
+
+    async def _take_over(self, session: int) -> None:
+        """Prolong leases once for each connection, and when the wall clock was set."""
+        skew = self._clock.now() - self._clock.monotonic()
+        was_set = abs(skew - self._skew) > _CLOCK_STEP_S
+        if session == self._session and not was_set:
+            return
+        if was_set:
+            log.warning("clock_set", by_s=round(skew - self._skew, 1), consequence="leases are prolonged")
+        self._session, self._skew = session, skew
+        await self._ledger.take_over_locks(self._grace_s)
+
+    async def _end_leases(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK_S)
+            if session := self._bus.session:
+                await self._take_over(session)
+                self._touched |= await self._ledger.deciding([Expire()])
+
+    async def _tell_places(self) -> None:
+        while True:
+            await asyncio.sleep(self._tell_every_s)
+            touched, self._touched = self._touched, set()
+            if touched and self._tell_to:
+                await self._ledger.tell_places(sorted(touched), self._listeners, self._tell_to)
