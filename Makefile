@@ -39,6 +39,9 @@ lock: setup ## Renew the lock files
 	  --no-emit-index-url --no-annotate --no-header $${group:+--group $$group} pyproject.toml \
 	  -o requirements$${group:+-$$group}.lock; done
 
+docs: setup ## Write the generated parts of the documentation anew
+	@$(PYTHON) docs/generate.py
+
 bench: setup ## Measure against a plain handler, side by side
 	@$(PYTHON) benchmarks/throughput.py
 

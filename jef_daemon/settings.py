@@ -66,7 +66,9 @@ class Slots(_Section):
         default_factory=lambda: max(2, os.cpu_count() or 2),
         ge=1,
         le=1000,
-        description="Processes for blocking executors; so many of their jobs run at the same time.",
+        examples=[4],
+        description="Processes for blocking executors; so many of their jobs run at the same time. "
+        "Default: the processors, at least 2.",
     )
     warm_processes: int = Field(default=1, ge=0, le=1000, description="How many of them are started ahead.")
     backlog: int = Field(
@@ -82,7 +84,7 @@ class Jobs(_Section):
     """How jobs run, where their action does not say otherwise."""
 
     execution_timeout_s: Seconds | None = Field(
-        default=None, description="Longest run of one attempt; unset: none."
+        default=None, examples=[7200], description="Longest run of one attempt; unset: none."
     )
     progress_interval_s: float = Field(
         default=1.0,
@@ -198,7 +200,10 @@ class Action(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    executor: str | None = Field(default=None, description='Where its executor is: "module:Class".')
+    executor: str | None = Field(
+        default=None,
+        description='Where its executor is: "module:Class". Unset: the one that is installed under this name.',
+    )
     command: list[str] | None = Field(
         default=None,
         description="Or: a program and its arguments, with {configuration.x} placeholders; no shell.",
@@ -207,7 +212,9 @@ class Action(BaseModel):
     concurrency: int | None = Field(
         default=None, ge=1, description="Jobs of it at the same time; unset: the slots."
     )
-    execution_timeout_s: Seconds | None = Field(default=None, description="Longest run of one attempt.")
+    execution_timeout_s: Seconds | None = Field(
+        default=None, description="Longest run of one attempt; unset: that of `[jobs]`."
+    )
     may_run_again: bool | None = Field(
         default=None,
         description="Whether an interrupted attempt may simply be run again; unset: the executor says.",
@@ -234,10 +241,14 @@ class Settings(_Section):
         description="The broker: amqp://user:password@host:port/vhost, or amqps:// with TLS.",
     )
     amqp_url_file: Path | None = Field(
-        default=None, description="A file that holds the broker's URL (a systemd credential, say); it wins."
+        default=None,
+        examples=["/etc/jef-daemon/amqp-url"],
+        description="A file that holds the broker's URL (a systemd credential, say); it wins.",
     )
     amqp_password_file: Path | None = Field(
-        default=None, description="A file that holds the password for `amqp_url`."
+        default=None,
+        examples=["/etc/jef-daemon/amqp-password"],
+        description="A file that holds the password for `amqp_url`.",
     )
     ledger_url: str = Field(
         default="", description="The ledger: sqlite:///absolute/path; empty: `ledger.db` in the data folder."
@@ -249,7 +260,9 @@ class Settings(_Section):
     )
     data_dir: Path = Field(
         default_factory=default_data_dir,
-        description="The daemon's own folder: ledger, scratch, default root.",
+        examples=["/var/lib/jef-daemon"],
+        description="The daemon's own folder: ledger, scratch, default root. Default: systemd's "
+        "StateDirectory, /var/lib/jef-daemon for root, else ~/.local/state/jef-daemon.",
     )
     roles: list[Literal["worker", "locks"]] = Field(
         default=["worker", "locks"],
@@ -258,7 +271,10 @@ class Settings(_Section):
     )
     http_host: str = Field(default="127.0.0.1", description="Address of the HTTP port.")
     http_port: int = Field(
-        default=0, ge=0, le=65535, description="Port for /metrics, /livez, /readyz; 0: none."
+        default=0,
+        ge=0,
+        le=65535,
+        description="Port for /metrics, /livez, /readyz; 0: none. Nothing listens there in this version.",
     )
     python_path: list[Path] = Field(
         default_factory=list, description="Folders where executors are looked for too."

@@ -73,7 +73,9 @@ class CommandSettings(BaseModel):
     output_tail_bytes: int = Field(
         default=8192, ge=0, le=262_144, description="End of the output kept with the result."
     )
-    kill_grace_s: float = Field(default=10.0, ge=0, le=3600, description="Between SIGTERM and SIGKILL.")
+    kill_grace_s: float = Field(
+        default=10.0, ge=0, le=3600, description="Between SIGTERM and SIGKILL. Default: `jobs.kill_grace_s`."
+    )
 
     @field_validator("argv")
     @classmethod
