@@ -14,6 +14,7 @@ NAME is a key of `PARTS`; a word behind it is handed to the part.
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import json
 import pkgutil
@@ -46,6 +47,8 @@ PAGES = tuple(
     for name in (
         "config/jef.toml",
         "docs/configuration.md",
+        "docs/life-cycle.md",
+        "docs/wire-protocol.md",
     )
 )
 _MARKED = re.compile(
@@ -194,38 +197,34 @@ def action_keys_page(about: str) -> str:
 # --- the life cycle --------------------------------------------------------------------------------------
 
 
+@functools.cache
 def driven() -> frozenset[str]:
     """Names of the events that this version brings about: something outside the table makes them."""
-    kinds = {kind.__name__ for _, kind in TABLE}
     made = {"Accepted"}  # by `lifecycle.accept`, for whoever takes a request in
-    for path in sorted((ROOT / "jef_daemon").rglob("*.py")):
-        if path.name == "lifecycle.py" or "testing" in path.parts or "lifecycle" not in path.read_text():
+    for path in (ROOT / "jef_daemon").rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        if path.name == "lifecycle.py" or "testing" in path.parts or "lifecycle" not in text:
             continue
-        tree = ast.parse(path.read_text())
-        ours = {
-            alias.name
-            for node in ast.walk(tree)
-            if isinstance(node, ast.ImportFrom) and node.module == "jef_daemon.lifecycle"
-            for alias in node.names
-        }
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ours:
-                made.add(node.func.id)
-            if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("lifecycle."):
-                made.add(ast.unparse(node.func).removeprefix("lifecycle."))
-    return frozenset(made & kinds)
+        nodes = list(ast.walk(ast.parse(text)))
+        imports = (one for one in nodes if isinstance(one, ast.ImportFrom))
+        ours = {name.name for one in imports if one.module == lifecycle.__name__ for name in one.names}
+        for called in (one.func for one in nodes if isinstance(one, ast.Call)):
+            if isinstance(called, ast.Name) and called.id in ours:
+                made.add(called.id)
+            if isinstance(called, ast.Attribute) and isinstance(called.value, ast.Name):
+                made |= {called.attr} if called.value.id == "lifecycle" else set()
+    return frozenset(made & {event.__name__ for _, event in TABLE})
 
 
-def reached() -> set[Place]:
+@functools.cache
+def reached() -> frozenset[Place]:
     """Places that an execution can come to in this version."""
-    events, places = driven(), {Place.NEW}
-    while True:
-        further = {
-            to for (place, event), (to, _) in TABLE.items() if place in places and event.__name__ in events
+    found = {Place.NEW}
+    for _ in Place:  # each round goes at least one arrow further
+        found |= {
+            to for (place, event), (to, _) in TABLE.items() if place in found and event.__name__ in driven()
         }
-        if further <= places:
-            return places
-        places |= further
+    return frozenset(found)
 
 
 def transitions(about: str) -> str:
@@ -296,6 +295,17 @@ def topology(about: str) -> str:
         bound = f", bound to `{queue.exchange}`" if queue.exchange else ""
         key = f" with `{queue.routing_key}`" if queue.routing_key else ""
         told += row(f"`{queue.name}`", f"queue{bound}{key}", _arguments(queue.arguments))
+    return told
+
+
+def reserved(about: str) -> str:
+    """Names that the protocol has and this version does not declare."""
+    declared = Topology.of(Names(), (), "quorum")
+    known = {exchange.name for exchange in declared.exchanges} | {queue.name for queue in declared.queues}
+    told = table("name", "what it will be")
+    for name, member in vars(Names).items():
+        if isinstance(member, property) and (address := getattr(Names(), name)) not in known:
+            told += row(f"`{address}`", member.__doc__ or "")
     return told
 
 
@@ -371,6 +381,7 @@ PARTS: Mapping[str, Callable[[str], str]] = {
     "transitions": transitions,
     "fields": fields,
     "topology": topology,
+    "reserved": reserved,
     "commands": commands,
 }
 """What can be generated, by the name in the mark."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import functools
 import json
 import re
 from pathlib import Path
@@ -9,11 +11,14 @@ from pathlib import Path
 import pytest
 
 from docs import generate
-from jef_daemon import config
+from jef_daemon import config, messages
 from jef_daemon.actions.output import Output, Patterns
-from jef_daemon.errors import SettingsError
+from jef_daemon.errors import ExecutorError, RequestRefused, SettingsError
+from jef_daemon.lifecycle import TABLE, Status
 from jef_daemon.run.catalogue import load, specs
+from jef_daemon.schemas import json_schemas
 from jef_daemon.settings import Settings
+from tests.unit.test_schemas import check
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -106,3 +111,112 @@ def test_an_example_of_an_error_is_what_is_said(tmp_path: Path) -> None:
     with pytest.raises(SettingsError) as caught:
         config.load(path, {}, {})
     assert f"jef: {caught.value}".replace(f"{tmp_path}/", "") in page("docs/configuration.md").splitlines()
+
+
+# --- life cycle ------------------------------------------------------------------------------------------
+
+
+def test_each_status_is_explained_once() -> None:
+    """In the page's first table."""
+    told = re.findall(r"^\| ([A-Z_]+) \|", page("docs/life-cycle.md").partition("```")[0], re.MULTILINE)
+    assert told == [status.value for status in Status]
+
+
+def test_what_is_not_driven_is_said() -> None:
+    """The events that the code makes decide; those of jobs that simply run are among them."""
+    assert {"Accepted", "Started", "Progressed", "Completed", "Failed", "Interrupted"} <= generate.driven()
+    rows = generate.transitions("").splitlines()[2:]
+    assert len(rows) == len(TABLE)
+    for (place, event), line in zip(TABLE, rows, strict=True):
+        possible = place in generate.reached() and event.__name__ in generate.driven()
+        assert line.endswith("| yes |" if possible else "| not yet |")
+
+
+# --- wire protocol ---------------------------------------------------------------------------------------
+
+WIRE = page("docs/wire-protocol.md")
+EXAMPLES = re.findall(r"^<!-- example: (\w+) -->\n```json\n(.*?)^```", WIRE, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize(("name", "text"), EXAMPLES)
+def test_the_examples_fit_their_schemas(name: str, text: str) -> None:
+    """Schema and model take them, and know every key of them."""
+    example = json.loads(text)
+    assert check(name, example) == []
+    assert set(example) <= set(json_schemas()[name]["properties"])
+    assert getattr(messages, name).model_validate_json(text)
+
+
+def test_every_message_has_an_example_and_its_fields() -> None:
+    """And every block of JSON says what it is an example of."""
+    names = {model.__name__ for model in messages.WIRE_MODELS}
+    assert {name for name, _ in EXAMPLES} == names
+    assert WIRE.count("```json") == len(EXAMPLES)
+    assert names <= set(re.findall(r"^<!-- generated: fields (\w+) -->", WIRE, re.MULTILINE))
+
+
+def test_every_status_that_this_version_tells_has_an_example() -> None:
+    told = {json.loads(text)["status"] for name, text in EXAMPLES if name == "StatusNotification"}
+    assert {place.value for place in generate.reached()} - {"(none)"} <= told | {"CANCELLED"}
+
+
+def column(heading: str) -> list[str]:
+    """The codes in the first column of the table under a heading."""
+    table = WIRE.partition(f"\n| {heading} |")[2].partition("\n\n")[0]
+    return re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE)
+
+
+def test_the_reasons_of_dead_letters_are_those_that_the_code_gives() -> None:
+    assert sorted(column("reason")) == sorted(given(RequestRefused.__name__, 0, None))
+
+
+def test_the_types_of_errors_are_those_that_the_code_gives() -> None:
+    """Those that `failed` names by their class, and those that are written out."""
+    ours = {kind.__name__ for kind in subclasses(ExecutorError)}
+    written = given("Failed", None, "error_type")
+    assert sorted(column("`error.type`")) == sorted({*ours, *written, RequestRefused.__name__})
+
+
+def subclasses(kind: type[Exception]) -> list[type[Exception]]:
+    found = [inner for inner in kind.__subclasses__() if inner.__module__.startswith("jef_daemon.")]
+    return found + [further for inner in found for further in subclasses(inner)]
+
+
+@functools.cache
+def functions() -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Every function of the code that refuses or fails something."""
+    sources = [path.read_text() for path in (ROOT / "jef_daemon").rglob("*.py")]
+    trees = [ast.parse(source) for source in sources if "RequestRefused(" in source or "Failed(" in source]
+    kinds = ast.FunctionDef | ast.AsyncFunctionDef
+    return [node for tree in trees for node in ast.walk(tree) if isinstance(node, kinds)]
+
+
+def given(function: str, position: int | None, keyword: str | None) -> set[str]:
+    """The texts that an argument of a call has anywhere; a variable's are those assigned to it in the function."""
+    found: set[str] = set()
+    for body in functions():
+        for call in ast.walk(body):
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == function:
+                named = [one.value for one in call.keywords if one.arg == keyword]
+                for value in named if position is None else [call.args[position]]:
+                    told = texts(value, body)
+                    assert told or position is None, f"teach the test to read {ast.unparse(call)}"
+                    found |= told
+    return found
+
+
+def texts(value: ast.expr, body: ast.AST) -> set[str]:
+    if isinstance(value, ast.Name):
+        found: set[str] = set()
+        for one in ast.walk(body):
+            if isinstance(one, ast.Assign) and ast.unparse(one.targets[0]) == value.id:
+                found |= texts(one.value, body)
+        return found
+    if isinstance(value, ast.IfExp):
+        return texts(value.body, body) | texts(value.orelse, body)
+    return {value.value} if isinstance(value, ast.Constant) and isinstance(value.value, str) else set()
+
+
+def test_headers_are_those_that_the_code_writes() -> None:
+    written = set(re.findall(r'"(x-jef-[a-z-]+)"', page("jef_daemon/ledger/transaction.py")))
+    assert written == set(re.findall(r"^\| `(x-jef-[a-z-]+)` \| [A-Z]", WIRE, re.MULTILINE))
