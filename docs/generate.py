@@ -49,6 +49,7 @@ PAGES = tuple(
         "docs/configuration.md",
         "docs/life-cycle.md",
         "docs/wire-protocol.md",
+        "docs/cli.md",
     )
 )
 _MARKED = re.compile(
@@ -368,7 +369,8 @@ def _option(option: Any) -> str:
 
 def _meaning(one: Any) -> str:
     again = " May be given again." if getattr(one, "multiple", False) and "gain" not in one.help else ""
-    default = f" Default: `{one.default}`." if one.default not in {None, False, ""} else ""
+    is_telling = one.default not in {None, ""} and not isinstance(one.default, bool)
+    default = f" Default: `{one.default}`." if is_telling else ""
     return f"{one.help or ''}{again}{default}"
 
 

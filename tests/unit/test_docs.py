@@ -6,14 +6,16 @@ import ast
 import functools
 import json
 import re
+import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from docs import generate
 from jef_daemon import config, messages
 from jef_daemon.actions.output import Output, Patterns
-from jef_daemon.errors import ExecutorError, RequestRefused, SettingsError
+from jef_daemon.errors import ExecutorError, ExitCode, RequestRefused, SettingsError
 from jef_daemon.lifecycle import TABLE, Status
 from jef_daemon.run.catalogue import load, specs
 from jef_daemon.schemas import json_schemas
@@ -220,3 +222,81 @@ def texts(value: ast.expr, body: ast.AST) -> set[str]:
 def test_headers_are_those_that_the_code_writes() -> None:
     written = set(re.findall(r'"(x-jef-[a-z-]+)"', page("jef_daemon/ledger/transaction.py")))
     assert written == set(re.findall(r"^\| `(x-jef-[a-z-]+)` \| [A-Z]", WIRE, re.MULTILINE))
+
+
+# --- command line ----------------------------------------------------------------------------------------
+
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "benchmarks/README.md"])
+
+
+def lines_of_shell() -> list[str]:
+    """Every line that calls `jef` in a block of shell, `jef` and what belongs to it."""
+    blocks = [
+        block
+        for path in PAGES
+        for block in re.findall(r"^```sh\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
+    ]
+    return sorted({line for block in blocks for line in block.splitlines() if re.search(r"\bjef ", line)})
+
+
+@pytest.mark.parametrize("line", lines_of_shell())
+def test_every_call_of_jef_can_be_typed(line: str) -> None:
+    """Commands, options and their types are such that `jef` takes them; nothing is run."""
+    words = shlex.split(line, comments=True)
+    begin = 1 + next(at for at, word in enumerate(words) if Path(word).name == "jef")
+    end = next((at for at, word in enumerate(words) if set(word) <= set("|>&;")), len(words))
+    called: list[str] = []
+    tree = generate.command_tree()
+    disarm(tree, "jef", called)
+    tree.main(words[begin:end], "jef", standalone_mode=False)
+    assert len(called) >= 2, line  # the options that all share, then a command
+
+
+def disarm(command: Any, name: str, called: list[str]) -> None:
+    command.callback = lambda **_: called.append(name)
+    for inner in getattr(command, "commands", {}).values():
+        disarm(inner, str(inner.name), called)
+
+
+def test_each_exit_code_is_documented_once() -> None:
+    codes = {value for name, value in vars(ExitCode).items() if name.isupper()}
+    table = page("docs/cli.md").partition("## Exit codes")[2].partition("\n## ")[0]
+    assert sorted(map(int, re.findall(r"^\| (\d+) \|", table, re.MULTILINE))) == sorted(codes)
+    helped = str(generate.command_tree().epilog).partition("Exit codes")[2]
+    assert sorted(map(int, re.findall(r"\b(\d+) [a-z]", helped))) == sorted(codes)
+
+
+# --- links -----------------------------------------------------------------------------------------------
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    found: set[str] = set()
+    for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE):
+        slug = re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
+        number = sum(1 for known in found if re.fullmatch(rf"{re.escape(slug)}(-\d+)?", known))
+        found.add(f"{slug}-{number}" if slug in found else slug)
+    return found
+
+
+def links() -> list[tuple[Path, str]]:
+    return [
+        (path, link)
+        for path in PAGES
+        for link in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8"))
+        if not link.startswith(("http:", "https:", "mailto:"))
+    ]
+
+
+def test_links_lead_somewhere() -> None:
+    """Files and folders of this repository, and headings in them."""
+    assert len(links()) > 20
+    broken = []
+    for path, link in links():
+        name, _, anchor = link.partition("#")
+        target = (path.parent / name).resolve() if name else path
+        is_there = target.is_relative_to(ROOT) and target.exists()
+        if not is_there or (anchor and anchor not in anchors(target)):
+            broken.append(f"{path.relative_to(ROOT)}: {link}")
+    assert broken == []
