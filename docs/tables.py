@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 Schema = Mapping[str, Any]
+_ANCHORS = re.compile(r"^\^|^\\A|\$$|\\z$")
+"""Of a pattern, what only says that the whole text is meant."""
 
 
 def kind_of(schema: Schema, root: Schema) -> str:
@@ -39,7 +42,7 @@ def _range(schema: Schema) -> str:
     least, most = schema.get("minimum"), schema.get("maximum")
     above = schema.get("exclusiveMinimum")
     if "pattern" in schema:
-        return f"like `{schema['pattern']}`"
+        return f"like `{_ANCHORS.sub('', schema['pattern'])}`"
     if "maxLength" in schema:
         return f"{schema.get('minLength', 0)} to {schema['maxLength']} characters"
     if least is not None and most is not None:
@@ -51,7 +54,7 @@ def _range(schema: Schema) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:,.15g}"
+    return f"{value:.15g}"  # no separators: it is to be copied
 
 
 def row(*cells: str) -> str:
