@@ -29,6 +29,11 @@ log = structlog.get_logger()
 UNROUTABLE = "unroutable"
 """The source of requests whose action no queue is bound for."""
 
+_MOST_COUNTED = 2**31
+"""Highest sequence or attempt that another daemon is believed to have counted up to."""
+_TRACEPARENT_CHARACTERS = 512
+"""W3C's has 55; what is told with every notification must fit a frame."""
+
 _NEWLY_QUEUED = frozenset({Accepted.NEW, Accepted.TAKEN_AGAIN})
 
 
@@ -159,17 +164,14 @@ def _execution(request: JobRequest, delivery: Delivery, action: Action) -> Execu
 def _count(delivery: Delivery, header: str, least: int) -> int:
     """A number that a daemon which handed the job back counted up to."""
     value = delivery.headers.get(header)
-    return max(least, value) if isinstance(value, int) else least
+    # Anybody can write headers: a number that leaves no room to count on is nobody's of ours.
+    return value if isinstance(value, int) and least <= value <= _MOST_COUNTED else least
 
 
 def _text(value: object) -> str | None:
-    return (
-        value.decode("ascii", "replace")
-        if isinstance(value, bytes)
-        else value
-        if isinstance(value, str)
-        else None
-    )
+    if isinstance(value, bytes):
+        value = value.decode("ascii", "replace")
+    return value if isinstance(value, str) and len(value) <= _TRACEPARENT_CHARACTERS else None
 
 
 def _tell_refused(refusal: Refusal) -> None:

@@ -32,6 +32,9 @@ MAX_BODY_BYTES = 1024 * 1024
 """Default limit of a request's body; configurable."""
 
 # ^ and $, not \A and \z: the published schema is read by validators of other languages, which know no others.
+_KEY_BYTES = 255
+"""Longest routing key of AMQP."""
+
 ExecutionId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._:-]{1,128}$")]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=255)]
 Seconds = Annotated[float, Field(gt=0, le=10 * 365 * 86400)]
@@ -376,8 +379,12 @@ def refused_notification(action: str, error: RequestRefused, now: float) -> byte
 
 
 def routing_key(action: str, status: Status) -> str:
-    """The routing key of a notification on `jef.status`."""
-    return f"{action}.{status.value.lower()}"
+    """The routing key of a notification on `jef.status`; an action too long for it (nobody's, then) is cut."""
+    word = f".{status.value.lower()}"
+    room = _KEY_BYTES - len(word)
+    if len(action) * 4 > room:
+        action = action.encode()[:room].decode(errors="ignore")
+    return action + word
 
 
 def timestamp(instant: float) -> str:

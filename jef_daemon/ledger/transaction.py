@@ -7,7 +7,7 @@ outbox messages are gathered and written at the end, in the order in which thing
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +40,10 @@ from jef_daemon.ports import (
 
 _CHUNK = 500
 """Ids per IN list; SQLite takes 32,766 parameters, PostgreSQL plans long lists slowly."""
+
+_HEADER_BYTES = 64 * 1024
+"""Of a refused message's own headers; all headers go into one frame, of 128 KiB by default."""
+_LARGEST_FLOAT = 3.4e38
 
 _EX, _JL = schema.executions.c, schema.job_locks.c
 _INSERT_EXECUTION = insert(schema.executions)
@@ -179,7 +183,7 @@ class Transaction:
 
     def _refuse(self, refusal: Refusal, known: dict[str, Execution]) -> None:
         error, delivery = refusal.error, refusal.delivery
-        headers = {key: value for key, value in delivery.headers.items() if _is_plain(value)} | {
+        headers = _plain(delivery.headers) | {
             "x-jef-reason": error.code,
             "x-jef-detail": error.detail[:1000],
             "x-jef-routing-key": delivery.routing_key,
@@ -432,11 +436,32 @@ def _spans(ids: Sequence[int]) -> Iterable[tuple[int, int]]:
         yield first, last
 
 
-def _is_plain(value: object) -> bool:
-    """Whether a header survives being kept as JSON."""
-    if isinstance(value, bytes | bytearray):
-        return False
+def _plain(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """Those headers that survive being kept as JSON and sent again, beside ours, in one frame."""
+    kept: dict[str, Any] = {}
+    room = _HEADER_BYTES
+    for key, value in headers.items():
+        size = len(key.encode()) + _size(value)
+        if _is_plain(value) and size <= room:
+            kept[key] = value
+            room -= size
+    return kept
+
+
+def _size(value: object) -> int:
     try:
-        return bool(json.loads(to_json(value)) == value)
+        return len(to_json(value))
     except ValueError:
-        return False
+        return _HEADER_BYTES + 1
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and _is_plain(each) for key, each in value.items())
+    if isinstance(value, list):
+        return all(_is_plain(each) for each in value)
+    if isinstance(value, int):
+        return -(2**63) <= value < 2**63
+    if isinstance(value, float):  # sent in single precision
+        return abs(value) <= _LARGEST_FLOAT
+    return value is None or isinstance(value, str)

@@ -2,6 +2,7 @@
 
     topology    every exchange, queue and binding
     frames      messages as bytes
+    unreadable  deliveries that the library cannot decode
     publisher   many publishes in one write, their confirms
     session     one connection: topology, consumers, publisher
     refusals    what the broker's errors mean, in a sentence

@@ -16,6 +16,7 @@ from pamqp import commands
 
 from jef_daemon.names import Names
 from jef_daemon.ports import Delivery, Outgoing
+from jef_daemon.rabbitmq import unreadable
 from jef_daemon.rabbitmq.publisher import Publisher
 from jef_daemon.rabbitmq.refusals import current_value
 from jef_daemon.rabbitmq.topology import LOCK_REPLIES, LOCKS, UNROUTABLE, Topology
@@ -28,6 +29,7 @@ _numbers = itertools.count(1)
 _REQUESTS = "requests"
 _LOCK_PREFETCH = 500
 """Requests for locks are small, decided at once, and never wait for a slot."""
+unreadable.install()
 _ACK_LINGER_S = 0.5
 """On quorum queues, acknowledgements written just before the connection closes are lost."""
 

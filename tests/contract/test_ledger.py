@@ -15,6 +15,7 @@ from jef_daemon.ledger import Filter, Reader, SqlLedger
 from jef_daemon.lifecycle import Completed, Execution, Failed, Progressed, Status
 from jef_daemon.names import Names
 from jef_daemon.ports import Accepted, Arrival, Capacity, Delivery, Outgoing, Refusal
+from jef_daemon.rabbitmq import frames
 
 
 class ManualClock:
@@ -178,6 +179,29 @@ async def test_a_refusal_becomes_a_dead_letter_and_a_failed_notification(ledger:
     assert dead.headers["mine"] == 1
     assert (failed.exchange, failed.routing_key) == ("t.status", "a.failed")
     assert json.loads(failed.body)["executionId"] == "9"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [2**64 - 1, -(2**63), 1e300, float("nan"), {"a": [1, None, {"b": 2**63}]}, b"raw", [], {}, None, True],
+)
+async def test_a_refused_message_s_headers_can_always_be_sent_again(ledger: SqlLedger, value: object) -> None:
+    """What AMQP or JSON cannot carry is left out; the message itself never is."""
+    delivery = Delivery("a", b"{", 1, 1, routing_key="a", headers={"odd": value, "mine": 1})
+    await ledger.accept([Refusal(RequestRefused("not-json", "x"), delivery, "a")])
+    [dead] = await ledger.outbox(0, 10)
+    assert dead.headers is not None
+    assert dead.headers["mine"] == 1
+    assert frames.publish(1, dead.exchange, dead.routing_key, dead.body, headers=dead.headers)
+
+
+async def test_a_refused_message_s_headers_and_ours_fit_one_frame(ledger: SqlLedger) -> None:
+    """The broker ends the connection of whoever sends a longer one."""
+    theirs = {f"h{number}": "x" * 1000 for number in range(130)}
+    delivery = Delivery("a", b"", 1, 1, routing_key="k" * 255, headers=theirs)
+    await ledger.accept([Refusal(RequestRefused("not-json", "x" * 5000), delivery, "a")])
+    [dead] = await ledger.outbox(0, 10)
+    assert len(frames.publish(1, dead.exchange, dead.routing_key, b"", headers=dead.headers)) < 131_000
 
 
 async def test_a_bad_copy_of_a_known_request_fails_nobody(ledger: SqlLedger) -> None:

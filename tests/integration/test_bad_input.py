@@ -7,9 +7,11 @@ import contextlib
 import json
 import os
 import sqlite3
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import pika
 import pytest
 from broker import PrivateBroker
 
@@ -50,6 +52,48 @@ async def test_wrong_messages_become_dead_letters_unharmed(daemon: DaemonProcess
         assert field in end["message"]
     await client.submit("quick", "good")
     assert (await client.end_of("good"))["status"] == "COMPLETED"
+
+
+NO_TEXT = b"\xff\xfe"
+NANOSECONDS = 1_764_000_000_000_000_000
+STRANGE: dict[str, tuple[str | bytes, bytes, dict[str, Any]]] = {
+    "key of 250 bytes": ("k" * 250, b'{"executionId": "far"}', {}),
+    "key that is no text": (NO_TEXT, b'{"executionId": "none"}', {}),
+    "correlation id that is no text": ("quick", b'{"executionId": "1"}', {"correlation_id": NO_TEXT}),
+    "reply_to that is no text": ("quick", b'{"executionId": "2"}', {"reply_to": NO_TEXT}),
+    "time in nanoseconds": ("quick", b'{"executionId": "3"}', {"timestamp": NANOSECONDS}),
+    "sequence without end": ("quick", b'{"executionId": "4"}', {"headers": {"x-jef-sequence": 2**63 - 1}}),
+    "a frame full of traceparent": (
+        "quick",
+        b'{"executionId": "5"}',
+        {"headers": {"traceparent": "x" * 131_000}},
+    ),
+    "a frame full of headers": ("quick", b"{", {"headers": {"note": "x" * 131_000, "mine": "kept"}}),
+}
+
+
+async def test_whatever_a_producer_writes_beside_the_body_stops_nothing(
+    daemon: DaemonProcess, client: Client, amqp_url: str
+) -> None:
+    """Each kept or run, and the daemon works on."""
+    daemon.start()
+    with pika.BlockingConnection(pika.URLParameters(amqp_url)) as connection:
+        channel = connection.channel()
+        for key, body, properties in STRANGE.values():
+            channel.basic_publish(
+                f"{client.prefix}.jobs", cast("str", key), body, pika.BasicProperties(**properties)
+            )
+    await client.submit("quick", "good")
+    for name in ("1", "2", "3", "4", "5", "good"):
+        assert (await client.end_of(name))["status"] == "COMPLETED"
+    for name in ("far", "none"):
+        assert (await client.end_of(name))["status"] == "FAILED"
+    letters = await client.dead_letters(3)
+    reasons = Counter(letter.headers["x-jef-reason"] for letter in letters)
+    assert reasons == {"unroutable": 2, "not-json": 1}
+    [full] = [letter for letter in letters if letter.headers["x-jef-reason"] == "not-json"]
+    assert (full.body, full.headers["mine"]) == (b"{", "kept")
+    assert not [event for event in daemon.events() if event["event"] == "broker_lost"]
 
 
 async def test_an_unknown_action_is_kept_and_told(daemon: DaemonProcess, client: Client) -> None:

@@ -297,3 +297,13 @@ def test_timestamps_are_utc_with_milliseconds(instant: float) -> None:
     text = messages.timestamp(instant)
     assert len(text) == len("2026-11-24T03:06:00.123Z")
     assert abs(datetime.fromisoformat(text).timestamp() - instant) <= 0.001
+
+
+@pytest.mark.parametrize("action", ["a" * 255, "é" * 127, "€" * 85, "a" * 247])
+def test_a_notification_s_key_is_never_longer_than_amqp_allows(action: str) -> None:
+    """Of an action that nobody serves: any routing key may come."""
+    key = messages.routing_key(action, Status.WAITING_FOR_LOCK)
+    assert len(key.encode()) <= 255
+    assert key.endswith(".waiting_for_lock")
+    assert action.startswith(key.removesuffix(".waiting_for_lock"))
+    assert messages.routing_key("a" * 238, Status.WAITING_FOR_LOCK) == "a" * 238 + ".waiting_for_lock"
