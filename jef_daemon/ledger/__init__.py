@@ -3,7 +3,12 @@
     schema        the tables; migrations/ brings older ledgers to them
     opening       engine, ownership, version, what errors mean
     writer        group commit: one transaction for all that is ready
-    transaction   what happens inside it
+    transaction   what is shared inside it: executions moved by events, history, outbox
+    door          requests become executions
+    claiming      queued executions get a slot
+    job_locks     what jobs asked of the lock service;  hearing: its answers
+    lock_store    what the lock service keeps;  lock_statements: its SQL;  locking: both in a transaction
+    lifetime      start and end of a daemon, keeping house
     rows          between rows and values
     reading       looking, for people
     ledger        the port's implementation for the daemon

@@ -10,7 +10,7 @@ from typing import Any, Self, cast
 from sqlalchemy import Engine, select
 
 from jef_daemon.errors import LedgerUnavailable
-from jef_daemon.ledger import lifetime, rows, schema
+from jef_daemon.ledger import claiming, lifetime, locking, rows, schema
 from jef_daemon.ledger.lifetime import MayRunAgain
 from jef_daemon.ledger.opening import Ownership, migrate, open_engine, parse
 from jef_daemon.ledger.transaction import Terms, Transaction
@@ -143,7 +143,7 @@ class SqlLedger:
 
     async def queued(self) -> dict[str, int]:
         """See `ports.Ledger`."""
-        return cast("dict[str, int]", await self._other(Transaction.queued))
+        return cast("dict[str, int]", await self._other(claiming.queued))
 
     async def outbox(self, after: int, limit: int) -> list[Outgoing]:
         """See `ports.Ledger`."""
@@ -162,15 +162,17 @@ class SqlLedger:
     async def take_over_locks(self, grace_s: float) -> None:
         """Let no lease end within a time: while the service was away nobody could renew."""
         until = self._clock.now() + grace_s
-        await self._other(lambda transaction: transaction.lock_store.take_over(until))
+        await self._other(lambda transaction: locking.store_of(transaction).take_over(until))
 
     async def tell_places(self, resources: Sequence[str], listeners: str, most: int) -> None:
         """Tell the first waiters of resources where they stand; those whose `reply_to` begins with `listeners`."""
-        await self._other(lambda transaction: transaction.tell_places(resources, listeners, most))
+        await self._other(lambda transaction: locking.tell_places(transaction, resources, listeners, most))
 
     async def go_on_locking(self, answered_up_to: float) -> int:
         """See `Transaction.go_on_locking`."""
-        return cast("int", await self._other(lambda transaction: transaction.go_on_locking(answered_up_to)))
+        return cast(
+            "int", await self._other(lambda transaction: locking.go_on_locking(transaction, answered_up_to))
+        )
 
     async def lock_states(self, state: str, after: str = "") -> list[str]:
         """A page of executions whose locks are in a state (`job_locks`), by id, those later than `after`."""

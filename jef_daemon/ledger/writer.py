@@ -24,7 +24,7 @@ from sqlalchemy import Engine, func, select
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from jef_daemon.errors import LedgerUnavailable
-from jef_daemon.ledger import schema
+from jef_daemon.ledger import claiming, door, locking, schema
 from jef_daemon.ledger.opening import explain
 from jef_daemon.ledger.transaction import Terms, Transaction
 from jef_daemon.ports import Clock, OnOutbox, Outgoing
@@ -173,7 +173,7 @@ class Writer:
 
 
 def _accept(transaction: Transaction, arguments: list[Any]) -> list[Any]:
-    words = transaction.accept([arrival for arrivals in arguments for arrival in arrivals])
+    words = door.accept(transaction, [arrival for arrivals in arguments for arrival in arrivals])
     answers, start = [], 0
     for arrivals in arguments:
         answers.append(words[start : start + len(arrivals)])
@@ -189,9 +189,11 @@ def _confirm(transaction: Transaction, arguments: list[Any]) -> list[Any]:
 _RUN: dict[str, Callable[[Transaction, list[Any]], list[Any]]] = {
     "accept": _accept,
     "apply": lambda transaction, arguments: transaction.apply(arguments),
-    "decide": lambda transaction, arguments: [transaction.decide(requests) for requests in arguments],
-    "hear": lambda transaction, arguments: [transaction.hear(heard) for heard in arguments],
-    "claim": lambda transaction, arguments: [transaction.claim(capacity) for capacity in arguments],
+    "decide": lambda transaction, arguments: [
+        locking.decide(transaction, requests) for requests in arguments
+    ],
+    "hear": lambda transaction, arguments: [locking.hear(transaction, heard) for heard in arguments],
+    "claim": lambda transaction, arguments: [claiming.claim(transaction, capacity) for capacity in arguments],
     "confirm": _confirm,
     "other": lambda transaction, arguments: [call(transaction) for call in arguments],
 }

@@ -1,0 +1,69 @@
+"""Locks inside a transaction: the service's side (decide, tell places) and the daemon's (hear, go on)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from jef_daemon.ledger.hearing import Hearing
+from jef_daemon.ledger.lock_store import LockStore
+from jef_daemon.ledger.transaction import Transaction
+from jef_daemon.lock import protocol, wire
+from jef_daemon.lock.requests import Reply, Request
+from jef_daemon.ports import Heard, Lost
+
+
+def store_of(transaction: Transaction) -> LockStore:
+    """The lock service's store."""
+    return LockStore(transaction.connection, transaction.now, transaction.terms.lock_limits)
+
+
+def decide(transaction: Transaction, requests: Sequence[Request]) -> set[str]:
+    """The lock service's part: decide requests, post the answers; returns resources whose queue moved."""
+    store = store_of(transaction)
+    _answer(transaction, store.run(requests))
+    return store.touched
+
+
+def tell_places(transaction: Transaction, resources: Iterable[str], listeners: str, most: int) -> None:
+    """Tell the first waiters of resources where they stand, those who listen for it."""
+    store = store_of(transaction)
+    for resource in resources:
+        told = protocol.places(store, resource, most)
+        _answer(transaction, [reply for reply in told if (reply.reply_to or "").startswith(listeners)])
+
+
+def _answer(transaction: Transaction, replies: Iterable[Reply]) -> None:
+    for reply in replies:
+        if reply.reply_to:
+            transaction.post("", reply.reply_to, wire.encode(reply), None, reply.correlation_id)
+
+
+def hear(transaction: Transaction, heard: Sequence[Heard]) -> list[Lost]:
+    """The daemon's part: take the service's answers in; returns running attempts that lost their locks."""
+    return _hearing(transaction).take(heard)
+
+
+def go_on_locking(transaction: Transaction, answered_up_to: float) -> int:
+    """Ask what has become due, ask again what was not heard, give back what was not used.
+
+    Args:
+        transaction: to be committed by the caller.
+        answered_up_to: requests of earlier than this were answered, or are lost.
+
+    Returns:
+        How many jobs gave their locks back.
+    """
+    asking = [
+        *transaction.locks.due("later", transaction.now),
+        *transaction.locks.due("asked", answered_up_to),
+    ]
+    for row in asking:
+        transaction.locks.ask(row)
+    transaction.locks.put(asking)
+    unused = transaction.locks.due("granted", transaction.now)
+    _hearing(transaction).give_back(unused)
+    return len(unused)
+
+
+def _hearing(transaction: Transaction) -> Hearing:
+    return Hearing(transaction.locks, transaction, transaction.now, transaction.terms.lock_times)
