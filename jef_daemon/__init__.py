@@ -6,6 +6,7 @@ The tour, in the order of the flow (each module's docstring says what it does an
     intake              delivery → valid request, duplicate or dead letter; custody
     lock/               which jobs may run at the same time
     run/                a queued job → a slot → an executor → its outcome
+    updates             async jobs' updates, operators' commands → the ledger
     notify              outbox → confirmed, ordered notifications on `jef.status`
     ledger/             executions, history, outbox: one transaction for all that is ready
     rabbitmq/           topology in one table; the bus
@@ -20,7 +21,9 @@ For authors of executors everything is importable from here:
 from jef_daemon.sdk import (
     ActionExecutor,
     ActionExecutorResponse,
+    AsyncActionExecutor,
     ExecutionContext,
+    ExternalFailure,
     GrantedLock,
     action,
 )
@@ -30,7 +33,9 @@ __version__ = "0.1.0"
 __all__ = [
     "ActionExecutor",
     "ActionExecutorResponse",
+    "AsyncActionExecutor",
     "ExecutionContext",
+    "ExternalFailure",
     "GrantedLock",
     "__version__",
     "action",

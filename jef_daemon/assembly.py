@@ -16,12 +16,14 @@ from jef_daemon.lock.client import LockClient
 from jef_daemon.lock.service import LockService
 from jef_daemon.names import Names
 from jef_daemon.notify import Notifier
-from jef_daemon.ports import Delivery, LockTimes
-from jef_daemon.rabbitmq import LOCK_REPLIES, LOCKS, RabbitBus
+from jef_daemon.ports import Consequences, Delivery, LockTimes
+from jef_daemon.rabbitmq import CONTROL, HANDED_ON, LOCK_REPLIES, LOCKS, UPDATES, RabbitBus
 from jef_daemon.run.catalogue import Action, Catalogue
 from jef_daemon.run.isolation import ProcessPool
+from jef_daemon.run.outside import Outside
 from jef_daemon.run.worker import Worker
 from jef_daemon.settings import Settings
+from jef_daemon.updates import Updates
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class Parts:
     notifier: Notifier
     lock_client: LockClient
     lock_service: LockService
+    updates: Updates
+    outside: Outside
     roles: tuple[tuple[str, Coroutine[Any, Any, None]], ...]
     """What runs until it is cancelled, by name."""
 
@@ -52,6 +56,9 @@ def assemble(settings: Settings, ledger: SqlLedger, catalogue: Catalogue) -> Par
         change = asyncio.create_task(bus.resume(action) if wanted else bus.pause(action))
         changes.add(change)
         change.add_done_callback(changes.discard)
+
+    def follow(consequences: Consequences) -> None:
+        _follow(consequences, worker, backlog, outside)
 
     def deliver(delivery: Delivery) -> None:
         receivers.get(delivery.source, intake.deliver)(delivery)
@@ -68,19 +75,53 @@ def assemble(settings: Settings, ledger: SqlLedger, catalogue: Catalogue) -> Par
         on_granted=lambda: worker.wake(),  # noqa: PLW0108 - the worker comes a line later
         on_lost=lambda lost: worker.lock_lost(lost),  # noqa: PLW0108
     )
-    worker = Worker(ledger, catalogue, pool, settings, backlog.left, lock_client)
+    worker = Worker(ledger, catalogue, pool, settings, backlog.left, lock_client, ledger.identity)
+    outside = Outside(ledger, actions, pool, worker.input, follow)
+    updates = Updates(ledger, bus, names, ledger.identity, settings.bus.max_body_bytes, follow)
     lock_service = _lock_service(settings, ledger, bus, names)
     intake = Intake(ledger, bus, actions, settings.bus.max_body_bytes, worker.wake, backlog.arrived)
-    receivers = {LOCKS: lock_service.deliver, LOCK_REPLIES: lock_client.deliver}
+    receivers = {
+        LOCKS: lock_service.deliver,
+        LOCK_REPLIES: lock_client.deliver,
+        UPDATES: updates.updates.deliver,
+        CONTROL: updates.commands.deliver,
+        HANDED_ON: updates.handed_on.deliver,
+    }
     notifier = Notifier(ledger, bus)
     working = [("bus", bus.run()), ("notify", notifier.run())]
     if "worker" in settings.roles:
         working += [("intake", intake.run()), ("worker", worker.run()), ("lock client", lock_client.run())]
+        working += [("updates", updates.run()), ("outside", outside.run())]
     if "locks" in settings.roles:
         working.append(("lock service", lock_service.run()))
     return Parts(
-        actions, pool, backlog, bus, intake, worker, notifier, lock_client, lock_service, tuple(working)
+        actions=actions,
+        pool=pool,
+        backlog=backlog,
+        bus=bus,
+        intake=intake,
+        worker=worker,
+        notifier=notifier,
+        lock_client=lock_client,
+        lock_service=lock_service,
+        updates=updates,
+        outside=outside,
+        roles=tuple(working),
     )
+
+
+def _follow(consequences: Consequences, worker: Worker, backlog: Backlog, outside: Outside) -> None:
+    """What an update or a command means for what runs and waits here."""
+    for stop in consequences.stops:
+        worker.stop(stop)
+    for action in consequences.queued:
+        backlog.arrived(action, 1)
+    for action in consequences.left:
+        backlog.left(action, 1)
+    if consequences.queued:
+        worker.wake()
+    if consequences.calls:
+        outside.wake()
 
 
 def _pool(settings: Settings, actions: Mapping[str, Action]) -> ProcessPool:

@@ -21,11 +21,11 @@ from jef_daemon import __version__
 from jef_daemon.assembly import Parts, assemble
 from jef_daemon.errors import JefError, SettingsError
 from jef_daemon.intake import UNROUTABLE
-from jef_daemon.ledger import SqlLedger
+from jef_daemon.ledger import Policy, SqlLedger
 from jef_daemon.lock.requests import Limits
 from jef_daemon.names import Names
 from jef_daemon.ports import LockTimes
-from jef_daemon.rabbitmq import LOCK_REPLIES, LOCKS
+from jef_daemon.rabbitmq import CONTROL, HANDED_ON, LOCK_REPLIES, LOCKS, UPDATES
 from jef_daemon.run.catalogue import Catalogue
 from jef_daemon.run.guardian import Guardian
 from jef_daemon.run.probe import examine
@@ -77,6 +77,7 @@ class Daemon:
             try:
                 catalogue = await examine(self._settings)
                 _tell_catalogue(catalogue)
+                ledger.govern(policies(catalogue))
                 await self._recover(ledger, catalogue)
                 await self._serve(ledger, catalogue)
             finally:
@@ -128,7 +129,8 @@ class Daemon:
             await parts.bus.resume(LOCKS)
         if "worker" in roles:
             await parts.bus.resume(UNROUTABLE)
-            await parts.bus.resume(LOCK_REPLIES)
+            for source in (LOCK_REPLIES, UPDATES, CONTROL, HANDED_ON):
+                await parts.bus.resume(source)
             parts.backlog.open(await ledger.queued())
         if await self._unless_stopped(parts.bus.connected.wait()):
             actions = sorted(parts.actions) if "worker" in roles else []
@@ -149,6 +151,7 @@ class Daemon:
             log.info("handed_back", executions=handed_back)
         await self._within(parts.bus.stop_consuming(), shutdown.flush_s)
         await self._within(parts.lock_service.finish(), shutdown.flush_s)
+        await self._within(parts.updates.finish(), shutdown.flush_s)
         if not await self._within(parts.notifier.flush(), shutdown.flush_s):
             log.warning(
                 "not_all_told", unconfirmed=parts.notifier.depth, consequence="told after the next start"
@@ -201,7 +204,17 @@ def open_ledger(settings: Settings) -> SqlLedger:
             lease_max_s=locks.max_lease_s,
             patience_s=locks.patience_s,
         ),
+        max_variables_bytes=settings.jobs.max_variables_bytes,
+        remember_s=settings.jobs.remember_cancels_s,
     )
+
+
+def policies(catalogue: Catalogue) -> dict[str, Policy]:
+    """What the ledger is to know of each action."""
+    return {
+        name: Policy(action.retry, action.cancellable, frozenset(action.hooks))
+        for name, action in catalogue.served.items()
+    }
 
 
 def make_folders(settings: Settings) -> None:
@@ -229,6 +242,9 @@ def _tell_catalogue(catalogue: Catalogue) -> None:
                 problem=action.problem,
                 consequence="its requests wait",
             )
+        elif action.scope in {"DEPRECATED", "OBSOLETE"}:
+            consequence = "it still runs" if action.scope == "DEPRECATED" else "its requests are refused"
+            log.warning("action_scope", action=action.name, scope=action.scope, consequence=consequence)
 
 
 def _first_of(group: BaseExceptionGroup[JefError]) -> JefError:

@@ -137,12 +137,14 @@ class Intake:
         if action is None:
             detail = f"no queue is bound for the action {name!r}: no daemon has served it yet"
             raise RequestRefused("unroutable", detail, request.execution_id)
+        if action.scope == "OBSOLETE":
+            detail = f"the action {name!r} is OBSOLETE: it never runs"
+            raise RequestRefused("action-obsolete", detail, request.execution_id)
         return action
 
 
 def _execution(request: JobRequest, delivery: Delivery, action: Action) -> Execution:
-    timeouts = request.timeouts
-    limit = timeouts.execution if timeouts.execution is not None else action.execution_timeout_s
+    timeouts, allowed = request.timeouts, action.retry.attempts
     return Execution(
         execution_id=request.execution_id,
         action=action.name,
@@ -153,12 +155,20 @@ def _execution(request: JobRequest, delivery: Delivery, action: Action) -> Execu
         not_before=request.not_before.timestamp() if request.not_before else None,
         token=new_token(),
         wants_locks=bool(request.locks),
-        update_timeout_s=timeouts.update,
-        execution_timeout_s=limit,
+        update_timeout_s=_either(timeouts.update, action.update_timeout_s),
+        execution_timeout_s=_either(timeouts.execution, action.execution_timeout_s),
         traceparent=_text(delivery.headers.get("traceparent")),
         reply_to=delivery.reply_to,
         correlation_id=delivery.correlation_id,
+        max_attempts=min(request.retry.attempts, allowed) if request.retry else allowed,
+        timeout_grace_s=action.timeout_grace_s,
+        queue_timeout_s=_either(timeouts.queue, action.queue_timeout_s),
+        lock_timeout_s=_either(timeouts.lock, action.lock_timeout_s),
     )
+
+
+def _either(asked: float | None, otherwise: float | None) -> float | None:
+    return otherwise if asked is None else asked
 
 
 def _count(delivery: Delivery, header: str, least: int) -> int:

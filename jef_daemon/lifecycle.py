@@ -112,6 +112,16 @@ class Execution:
     traceparent: str | None = None
     reply_to: str | None = None
     correlation_id: str | None = None
+    outside: bool = False
+    """True once an async executor has launched this attempt's work: it holds no slot, updates move it on."""
+    max_attempts: int = 1
+    """Attempts that the action's policy and the request allow; a retry by command may go beyond."""
+    timeout_grace_s: float = 300.0
+    """How long TIMED_OUT stays open for late updates."""
+    queue_timeout_s: float | None = None
+    """Longest wait for a slot; None: as long as it takes."""
+    lock_timeout_s: float | None = None
+    """Longest wait for locks."""
 
     @property
     def is_backlog(self) -> bool:
@@ -163,6 +173,15 @@ class Progressed(Event):
 
     actor: str = "executor"
     progress: int | None = None
+    message: str | None = None
+    external_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launched(Event):
+    """An async executor has started the work outside: from now on only updates move it."""
+
+    actor: str = "executor"
     message: str | None = None
     external_id: str | None = None
 
@@ -279,6 +298,15 @@ def _report(execution: Execution, event: Progressed, now: float) -> None:
     _move_deadline(execution, now)
 
 
+def _launch(execution: Execution, event: Launched, now: float) -> None:
+    execution.outside = True
+    execution.finished_at = None
+    if event.message is not None:
+        execution.message = event.message
+    execution.external_id = event.external_id or execution.external_id
+    _move_deadline(execution, now)
+
+
 def _complete(execution: Execution, event: Completed, now: float) -> None:
     execution.progress = 100
     execution.message = event.result
@@ -327,7 +355,7 @@ def _revive(execution: Execution, event: Progressed, now: float) -> None:
 def _new_attempt(execution: Execution, event: Retried | Interrupted, now: float) -> None:
     execution.attempt += 1
     execution.token = event.token
-    execution.fenced = execution.cancel_requested = False
+    execution.fenced = execution.cancel_requested = execution.outside = False
     execution.progress = 0
     execution.external_id = execution.started_at = execution.finished_at = execution.update_deadline = None
     execution.not_before = getattr(event, "not_before", None)
@@ -353,6 +381,7 @@ TABLE: Mapping[tuple[Place, type[Event]], tuple[Place, Change]] = {
     (P.WAITING_FOR_LOCK, LockAwaited): (P.WAITING_FOR_LOCK, _wait),
     (P.WAITING_FOR_LOCK, Started): (P.RUNNING, _start),
     (P.WAITING_FOR_LOCK, CancelRequested): (P.CANCELLED, _cancel),
+    (P.RUNNING, Launched): (P.RUNNING, _launch),
     (P.RUNNING, Progressed): (P.RUNNING, _report),
     (P.RUNNING, Completed): (P.COMPLETED, _complete),
     (P.RUNNING, Failed): (P.FAILED, _fail),
@@ -360,6 +389,7 @@ TABLE: Mapping[tuple[Place, type[Event]], tuple[Place, Change]] = {
     (P.RUNNING, Stopped): (P.CANCELLED, _cancel),
     (P.RUNNING, FellSilent): (P.TIMED_OUT_OPEN, _time_out),
     (P.RUNNING, Interrupted): (P.QUEUED, _new_attempt),
+    (P.TIMED_OUT_OPEN, Launched): (P.RUNNING, _launch),
     (P.TIMED_OUT_OPEN, Progressed): (P.RUNNING, _revive),
     (P.TIMED_OUT_OPEN, Resumed): (P.RUNNING, _resume),
     (P.TIMED_OUT_OPEN, Completed): (P.COMPLETED, _complete),
@@ -378,7 +408,7 @@ TABLE: Mapping[tuple[Place, type[Event]], tuple[Place, Change]] = {
 _UNTOLD = frozenset({GraceEnded})
 """Events that change no status and nothing a reader of notifications needs: no notification is sent."""
 
-_LATE_FROM = frozenset({Progressed, Completed, Failed, Stopped})
+_LATE_FROM = frozenset({Launched, Progressed, Completed, Failed, Stopped})
 """From TIMED_OUT, these come from an update after the deadline and are told as late."""
 
 _STATUS_OF = {place: Status(place.value) for place in Place if place.value in Status.__members__} | {

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AwareDatetime,
@@ -20,6 +20,7 @@ from pydantic import (
     JsonValue,
     StringConstraints,
     ValidationError,
+    model_validator,
 )
 from pydantic.alias_generators import to_camel
 from pydantic_core import from_json, to_json
@@ -39,6 +40,7 @@ ExecutionId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._:-]{1,128}
 Name = Annotated[str, StringConstraints(min_length=1, max_length=255)]
 Seconds = Annotated[float, Field(gt=0, le=10 * 365 * 86400)]
 Variables = dict[str, JsonValue]
+M = TypeVar("M", bound=BaseModel)
 
 
 def _rfc3339(value: Any) -> Any:
@@ -61,6 +63,12 @@ class LockDemand(_Wire):
 
     resource: Name = Field(description="What is locked, e.g. `asset/42`.")
     mode: Mode = Field(description="SHARED with others, or EXCLUSIVE.")
+
+
+class RetryDemand(_Wire):
+    """How often a request may be tried: less than its action allows, never more."""
+
+    attempts: int = Field(ge=1, le=1000, description="Attempts, the first included.")
 
 
 class Timeouts(_Wire):
@@ -86,6 +94,7 @@ class JobRequest(_Wire):
     priority: int = Field(default=0, ge=-1000, le=1000, description="Higher starts earlier.")
     not_before: Instant | None = Field(default=None, description="RFC 3339 instant; it starts no earlier.")
     timeouts: Timeouts = Field(default_factory=Timeouts)
+    retry: RetryDemand | None = Field(default=None, description="Fewer attempts than the action allows.")
 
 
 class ErrorInfo(_Wire):
@@ -143,6 +152,9 @@ class Update(_Wire):
     job_context_variables: Variables = Field(default_factory=dict)
     workflow_context_variables: Variables = Field(default_factory=dict)
     error: ErrorInfo | None = None
+    external_id: Annotated[str, Field(max_length=255)] | None = Field(
+        default=None, description="The identifier of the work elsewhere, where it is known only now."
+    )
 
 
 class UpdateReply(_Wire):
@@ -159,8 +171,15 @@ class Control(_Wire):
     command: Literal["cancel", "retry", "resume"]
     execution_id: ExecutionId | None = None
     workflow_id: Name | None = None
-    reason: str = ""
-    force: bool = False
+    reason: Annotated[str, Field(max_length=1000)] = Field(default="", description="Told and kept: why.")
+    force: bool = Field(default=False, description="cancel: do not wait for whoever runs it.")
+    by: Name = Field(default="operator", description="Who asks: told and kept.")
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Control:
+        if (self.execution_id is None) == (self.workflow_id is None):
+            raise ValueError("executionId or workflowId, one of them")
+        return self
 
 
 class ControlReply(_Wire):
@@ -303,6 +322,37 @@ def decode_request(body: bytes, limit: int = MAX_BODY_BYTES) -> JobRequest:
         RequestRefused: with one of the codes `body-too-long`, `not-json`, `not-an-object`,
             `execution-id-missing`, `execution-id-malformed`, `field-invalid`.
     """
+    raw = decode_object(body, limit)
+    try:
+        return JobRequest.model_validate_json(body)
+    except ValidationError as error:
+        raise _refusal(raw, error) from None
+
+
+def decode_update(body: bytes, limit: int = MAX_BODY_BYTES) -> Update:
+    """Decode and validate an update.
+
+    Raises:
+        RequestRefused: it is none; with the codes of job requests.
+    """
+    return _decode(Update, body, limit)
+
+
+def decode_control(body: bytes, limit: int = MAX_BODY_BYTES) -> Control:
+    """Decode and validate a command.
+
+    Raises:
+        RequestRefused: it is none; with the codes of job requests.
+    """
+    return _decode(Control, body, limit)
+
+
+def decode_object(body: bytes, limit: int = MAX_BODY_BYTES) -> dict[str, Any]:
+    """The JSON object of a body.
+
+    Raises:
+        RequestRefused: it is none, or longer than the limit.
+    """
     if len(body) > limit:
         raise RequestRefused("body-too-long", f"the body has {len(body)} bytes; {limit} are allowed")
     try:
@@ -311,10 +361,15 @@ def decode_request(body: bytes, limit: int = MAX_BODY_BYTES) -> JobRequest:
         raise RequestRefused("not-json", f"the body is no JSON: {error}") from None
     if not isinstance(raw, dict):
         raise RequestRefused("not-an-object", f"the body is a JSON {_kind(raw)}, not an object")
+    return raw
+
+
+def _decode(model: type[M], body: bytes, limit: int) -> M:
+    decode_object(body, limit)
     try:
-        return JobRequest.model_validate_json(body)
+        return model.model_validate_json(body)
     except ValidationError as error:
-        raise _refusal(raw, error) from None
+        raise RequestRefused("field-invalid", explain(error)) from None
 
 
 def _refusal(raw: Mapping[str, Any], error: ValidationError) -> RequestRefused:

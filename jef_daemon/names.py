@@ -50,6 +50,15 @@ class Names:
         """Queue of commands."""
         return f"{self.prefix}.control"
 
+    def daemon(self, ledger: str) -> str:
+        """The queue of what is meant for the daemon with this ledger and no other."""
+        return f"{self.prefix}.daemon.{ledger}"
+
+    @property
+    def daemons(self) -> str:
+        """Fanout exchange to all daemons: commands for an execution that one of them may know."""
+        return f"{self.prefix}.daemons"
+
     @property
     def locks(self) -> str:
         """Queue of the lock service."""

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from jef_daemon.errors import RequestRefused
 from jef_daemon.lifecycle import Event, Execution, Transition
-from jef_daemon.messages import LockReply
+from jef_daemon.messages import Control, LockReply, Update
 
 
 class Clock(Protocol):
@@ -143,6 +143,66 @@ class Lost:
     """A sentence that names the resource."""
 
 
+# --- updates and commands --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """An update of an async job, and who wants to hear whether it was taken."""
+
+    update: Update
+    reply_to: str | None = None
+    correlation_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """Something that somebody wants of an execution, or of all of a workflow."""
+
+    control: Control
+    actor: str = "operator"
+    reply_to: str | None = None
+    correlation_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """A running attempt is to be stopped."""
+
+    execution: Execution
+    actor: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call of an async executor that is due."""
+
+    name: str
+    """`poll`, `cancel` or `resume`."""
+    execution: Execution
+    body: str
+    """The request."""
+    number: int
+    """How often it was made before."""
+
+
+@dataclass(slots=True)
+class Consequences:
+    """What follows outside the ledger from updates, commands, time-outs."""
+
+    stops: list[Stop] = field(default_factory=list)
+    """Attempts that run here, or outside by our executor, and are not wanted any more."""
+    queued: list[str] = field(default_factory=list)
+    """Actions of executions that are queued anew, one entry each."""
+    left: list[str] = field(default_factory=list)
+    """Actions of executions that left the queue without having started, one entry each."""
+    calls: bool = False
+    """Whether calls of async executors (`resume`, `cancel`) became due."""
+    more: bool = False
+    """Whether the same command has more to do."""
+
+
 # --- the ledger ------------------------------------------------------------------------------------------
 
 
@@ -178,6 +238,8 @@ class Accepted(StrEnum):
     """It had been handed back, and came to us once more."""
     REFUSED = "refused"
     """A dead letter."""
+    CANCELLED = "cancelled"
+    """New, and cancelled by somebody before it came."""
 
 
 @dataclass(frozen=True, slots=True)

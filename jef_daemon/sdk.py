@@ -18,6 +18,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import math
 import typing
 from collections.abc import Callable, Generator, Mapping
@@ -84,6 +85,13 @@ Report = Callable[[int | None, str | None], None]
 """Takes progress (0 to 100) and message to where they are recorded and told; None leaves one as it was."""
 
 
+Save = Callable[[str], None]
+"""Takes a checkpoint, as JSON, to where it is kept."""
+
+CHECKPOINT_BYTES = 64 * 1024
+"""Longest checkpoint."""
+
+
 def lost_mark(scratch: str) -> str:
     """The file whose existence tells an attempt, in whatever process it runs, that it lost its locks."""
     return f"{scratch}.lock-lost"
@@ -106,6 +114,9 @@ class ExecutionContext(Generic[C_co]):
         job_context_variables: from the previous stage; read-only.
         workflow_context_variables: the workflow's context; read-only.
         locks: granted locks by resource; empty where none were asked for.
+        token: what an update of this attempt must carry; for async executors, to be handed to the work outside.
+        external_id: the executor's own identifier for the work elsewhere, once it was told.
+        saved: what `checkpoint` was last given, by this attempt or an earlier one; None: nothing yet.
     """
 
     def __init__(
@@ -121,7 +132,15 @@ class ExecutionContext(Generic[C_co]):
         job_context_variables: Mapping[str, Any] | None = None,
         workflow_context_variables: Mapping[str, Any] | None = None,
         locks: Mapping[str, GrantedLock] | None = None,
+        token: str = "",
+        external_id: str | None = None,
+        saved: Any = None,
+        save: Save | None = None,
     ) -> None:
+        self.token = token
+        self.external_id = external_id
+        self.saved = saved
+        self._save = save
         self.configuration = configuration
         self.execution_id = execution_id
         self.workflow_id = workflow_id
@@ -146,6 +165,25 @@ class ExecutionContext(Generic[C_co]):
         known = percent is not None and not math.isnan(percent)
         told = None if message is None else well_formed(str(message))
         self._report(int(min(100, max(0, percent))) if known and percent is not None else None, told)
+        return _TOLD
+
+    def checkpoint(self, data: Any) -> _Told:
+        """Save what this job needs to go on from: it survives a crash and reaches the next attempt as `saved`.
+
+        Kept until the job is COMPLETED or CANCELLED; a new one takes the place of the old one.
+
+        Args:
+            data: anything that JSON can write, up to 64 KiB.
+
+        Raises:
+            ValueError: it is longer, or JSON cannot write it.
+        """
+        text = json.dumps(data, allow_nan=False)
+        if len(text.encode()) > CHECKPOINT_BYTES:
+            raise ValueError(f"a checkpoint may have {CHECKPOINT_BYTES} bytes; this one has {len(text)}")
+        self.saved = json.loads(text)
+        if self._save is not None:
+            self._save(text)
         return _TOLD
 
     @property
@@ -201,6 +239,12 @@ class ActionExecutor:
     """Validates the operator's keys of `[actions.NAME]` that are the executor's own; see `self.settings`."""
     may_run_again: ClassVar[bool] = False
     """Whether an attempt that was interrupted (the daemon died or drained) may simply be run again."""
+    cancellable: ClassVar[bool] = True
+    """False: a running attempt cannot be cancelled, except by force."""
+    retry_attempts: ClassVar[int] = 1
+    """Attempts of a job whose `execute` raises, the first included; the operator may set another number."""
+    scope: ClassVar[str] = "RELEASE"
+    """RELEASE, DEVELOPMENT, DEPRECATED (runs, with a warning) or OBSOLETE (never runs)."""
 
     def __init__(self, settings: BaseModel | None = None) -> None:
         self.settings: Any = settings if settings is not None else self.Settings()
@@ -208,6 +252,64 @@ class ActionExecutor:
     def execute(self, context: ExecutionContext[Any]) -> Any:
         """Do the job. A coroutine (`async def`) or a plain function; returns an `ActionExecutorResponse` or None."""
         raise NotImplementedError(f"{type(self).__name__} has no execute method")
+
+
+class ExternalFailure(Exception):
+    """The work outside has failed: raised by `poll`, it makes the job FAILED. Other exceptions are a poll's own."""
+
+
+class AsyncActionExecutor(ActionExecutor):
+    """Base class of executors whose work runs somewhere else: on a render farm, in another service.
+
+    `start` launches the work and returns; the job stays RUNNING, without a slot, until an update with
+    `context.token` ends it, or `poll` does. Updates come over the queue `jef.updates` or by HTTP. Each method may
+    be a coroutine or a plain function. Those that are not overridden are not called.
+    """
+
+    update_timeout_s: ClassVar[float | None] = 300.0
+    """Silence after which a job is TIMED_OUT; None: never. The request and the operator may say otherwise."""
+
+    def start(self, context: ExecutionContext[Any]) -> Any:
+        """Launch the work; returns its identifier elsewhere, or None.
+
+        An exception makes the job FAILED. If the daemon dies meanwhile, the attempt was interrupted.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no start method")
+
+    def execute(self, context: ExecutionContext[Any]) -> Any:
+        """What the daemon calls first: `retry` for a later attempt where there is one, else `start`."""
+        return (self.retry if context.attempt > 1 and overrides(self, "retry") else self.start)(context)
+
+    def retry(self, context: ExecutionContext[Any]) -> Any:
+        """As `start`, for attempts after the first; `context.saved` and `external_id` tell what there was."""
+        raise NotImplementedError
+
+    def poll(self, context: ExecutionContext[Any]) -> Any:
+        """Look how the work is; called again and again, at growing intervals up to a minute.
+
+        Returns None while it goes on (tell `context.progress`), or an `ActionExecutorResponse` when it is done.
+
+        Raises:
+            ExternalFailure: it has failed.
+        """
+        raise NotImplementedError
+
+    def cancel(self, context: ExecutionContext[Any]) -> Any:
+        """Stop the work. Returns True when it has stopped; else an update says so when it has."""
+        raise NotImplementedError
+
+    def resume(self, context: ExecutionContext[Any]) -> Any:
+        """Bring the work of a timed-out job back to life; the job is RUNNING again when this returns."""
+        raise NotImplementedError
+
+
+HOOKS = ("poll", "cancel", "resume", "retry")
+"""Methods of an async executor that need not be there."""
+
+
+def overrides(executor: ActionExecutor, method: str) -> bool:
+    """Whether an async executor has a method of its own."""
+    return getattr(type(executor), method) is not getattr(AsyncActionExecutor, method)
 
 
 Function = Callable[[ExecutionContext[Any]], Any]

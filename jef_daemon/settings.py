@@ -102,6 +102,9 @@ class Jobs(_Section):
         default=True,
         description="Whether FAILED notifications carry the stack trace. The history always does.",
     )
+    remember_cancels_s: Seconds = Field(
+        default=86400.0, description="How long a cancel of something not known yet is remembered."
+    )
     max_variables_bytes: int = Field(
         default=256 * 1024, ge=1024, description="Longest JSON of a response's two variable maps together."
     )
@@ -195,6 +198,29 @@ class Logging(_Section):
     )
 
 
+class Retry(_Section):
+    """What follows a failure: `[actions.NAME.retry]`. Unset keys are the executor's."""
+
+    attempts: int | None = Field(
+        default=None,
+        ge=1,
+        le=1000,
+        description="Attempts of a job, the first included; unset: the executor's.",
+    )
+    first_s: float = Field(default=1.0, ge=0, le=86400, description="Delay before the second attempt.")
+    factor: float = Field(default=2.0, ge=1, le=100, description="Growth of the delay per attempt.")
+    most_s: Seconds = Field(default=300.0, description="Longest delay.")
+    jitter: Fraction = Field(
+        default=0.2, description="Share by which a delay is shortened at random: jobs come back apart."
+    )
+    not_on: list[str] = Field(
+        default_factory=list, description="Types of errors (`error.type`) that are not retried."
+    )
+    on_timeout: bool = Field(
+        default=False, description="Whether a TIMED_OUT attempt is retried when its grace is over."
+    )
+
+
 class Action(BaseModel):
     """One action: `[actions.NAME]`. Keys that are not listed here are the executor's own settings."""
 
@@ -219,6 +245,27 @@ class Action(BaseModel):
         default=None,
         description="Whether an interrupted attempt may simply be run again; unset: the executor says.",
     )
+    cancellable: bool | None = Field(
+        default=None,
+        description="False: a running attempt is cancelled only by force; unset: the executor says.",
+    )
+    update_timeout_s: Seconds | None = Field(
+        default=None,
+        description="Silence after which a running job is TIMED_OUT; unset: the executor's, for async ones 300.",
+    )
+    timeout_grace_s: float = Field(
+        default=300.0,
+        ge=0,
+        le=365 * 86400,
+        description="How long a TIMED_OUT job may still be brought back by a late update.",
+    )
+    queue_timeout_s: Seconds | None = Field(
+        default=None, description="Longest wait for a slot; then the job is FAILED."
+    )
+    lock_timeout_s: Seconds | None = Field(
+        default=None, description="Longest wait for locks; then the job is FAILED."
+    )
+    retry: Retry = Field(default_factory=Retry, description="What follows a failure.")
     isolation: Literal["auto", "process"] = Field(
         default="auto",
         description="process: a coroutine runs in a process of its own too, as blocking code does.",

@@ -8,6 +8,7 @@
     claiming      queued executions get a slot
     job_locks     what jobs asked of the lock service;  hearing: its answers
     lock_store    what the lock service keeps;  lock_statements: its SQL;  locking: both in a transaction
+    updating      async jobs' updates;  control: commands;  calling: polls and checkpoints
     lifetime      start and end of a daemon, keeping house
     rows          between rows and values
     reading       looking, for people
@@ -19,5 +20,6 @@ SQLAlchemy Core, so that PostgreSQL finds its place here.
 
 from jef_daemon.ledger.ledger import SqlLedger
 from jef_daemon.ledger.reading import Entry, Filter, Page, Reader
+from jef_daemon.ledger.transaction import Policy
 
-__all__ = ["Entry", "Filter", "Page", "Reader", "SqlLedger"]
+__all__ = ["Entry", "Filter", "Page", "Policy", "Reader", "SqlLedger"]

@@ -9,7 +9,7 @@ from pydantic_core import to_json
 from sqlalchemy import insert, select
 
 from jef_daemon import lifecycle, messages
-from jef_daemon.ledger import rows, schema
+from jef_daemon.ledger import control, rows, schema
 from jef_daemon.ledger.transaction import Transaction
 from jef_daemon.lifecycle import FINAL, UNSTARTED, Execution, Status
 from jef_daemon.ports import Accepted, Arrival, Refusal
@@ -40,13 +40,21 @@ def accept(transaction: Transaction, arrivals: Sequence[Arrival | Refusal]) -> l
         else:
             new[execution_id] = arrival
             words.append(Accepted.NEW)
-    _record(transaction, list(new.values()))
+    cancelled = _record(transaction, list(new.values()))
+    if cancelled:
+        words = [
+            Accepted.CANCELLED
+            if isinstance(arrival, Arrival) and arrival.execution.execution_id in cancelled
+            else word
+            for arrival, word in zip(arrivals, words, strict=True)
+        ]
     return words
 
 
-def _record(transaction: Transaction, arrivals: list[Arrival]) -> None:
+def _record(transaction: Transaction, arrivals: list[Arrival]) -> set[str]:
+    """Record new executions; returns those that somebody had cancelled before."""
     if not arrivals:
-        return
+        return set()
     moves = [lifecycle.accept(arrival.execution, transaction.now) for arrival in arrivals]
     transaction.connection.execute(_INSERT_EXECUTION, [rows.row_of(move.execution) for move in moves])
     transaction.connection.execute(
@@ -56,6 +64,9 @@ def _record(transaction: Transaction, arrivals: list[Arrival]) -> None:
     for move in moves:
         transaction.note(move)
     transaction.locks.enter((a.execution, a.locks) for a in arrivals if a.execution.wants_locks)
+    if not control.has_tombstones(transaction):
+        return set()
+    return control.apply_tombstones(transaction, [move.execution for move in moves])
 
 
 def _again(transaction: Transaction, arrival: Arrival, execution: Execution) -> Accepted:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self, cast
 
 from sqlalchemy import Engine, select
 
 from jef_daemon.errors import LedgerUnavailable
-from jef_daemon.ledger import claiming, lifetime, locking, rows, schema
+from jef_daemon.ledger import calling, claiming, control, lifetime, locking, rows, schema, updating
 from jef_daemon.ledger.lifetime import MayRunAgain
 from jef_daemon.ledger.opening import Ownership, migrate, open_engine, parse
-from jef_daemon.ledger.transaction import Terms, Transaction
+from jef_daemon.ledger.transaction import Policy, Terms, Transaction
 from jef_daemon.ledger.writer import Writer
 from jef_daemon.lifecycle import Event
 from jef_daemon.lock.requests import Limits, Request
@@ -22,15 +22,19 @@ from jef_daemon.ports import (
     Accepted,
     Applied,
     Arrival,
+    Call,
     Capacity,
     Claimed,
     Clock,
+    Command,
+    Consequences,
     Heard,
     LockTimes,
     Lost,
     OnOutbox,
     Outgoing,
     Refusal,
+    Reported,
     SystemClock,
 )
 
@@ -47,6 +51,8 @@ class SqlLedger:
         tracebacks: whether FAILED notifications carry the stack trace.
         lock_times: leases of this daemon's own jobs.
         lock_limits: of the lock service, where it is served from this ledger.
+        max_variables_bytes: longest JSON of both variable maps of an update.
+        remember_s: how long a cancel waits for what it is about.
 
     Raises:
         LedgerInUse, LedgerTooNew, LedgerUnavailable: from `open`.
@@ -61,6 +67,8 @@ class SqlLedger:
         tracebacks: bool = True,
         lock_times: LockTimes | None = None,
         lock_limits: Limits | None = None,
+        max_variables_bytes: int = 256 * 1024,
+        remember_s: float = 86400.0,
     ) -> None:
         self._url = parse(ledger_url)
         self._terms = Terms(
@@ -69,6 +77,8 @@ class SqlLedger:
             lock_times=lock_times or LockTimes(),
             lock_limits=lock_limits or Limits(),
         )
+        self._max_variables = max_variables_bytes
+        self._remember_s = remember_s
         self._clock = clock or SystemClock()
         self._engine: Engine | None = None
         self._looking: Engine | None = None
@@ -177,6 +187,49 @@ class SqlLedger:
     async def lock_states(self, state: str, after: str = "") -> list[str]:
         """A page of executions whose locks are in a state (`job_locks`), by id, those later than `after`."""
         return cast("list[str]", await self._other(lambda transaction: transaction.locks.names(state, after)))
+
+    # --- updates and commands ----------------------------------------------------------------------------
+
+    def updating(
+        self, reported: Sequence[Reported]
+    ) -> asyncio.Future[tuple[list[dict[str, object]], Consequences]]:
+        """Apply updates of async jobs and answer them; returns the answers and what follows."""
+        return self._other(lambda transaction: updating.update(transaction, reported, self._max_variables))
+
+    def commanding(self, commands: Sequence[Command]) -> asyncio.Future[Consequences]:
+        """Carry out commands and answer them; returns what follows."""
+        return self._other(lambda transaction: control.command(transaction, commands, self._remember_s))
+
+    async def knows(self, execution_id: str) -> bool:
+        """Whether an execution is in the ledger and was not handed back."""
+        found = await self._other(lambda transaction: transaction.known([execution_id]))
+        execution = found.get(execution_id)
+        return execution is not None and not execution.handed_back
+
+    def govern(self, policies: Mapping[str, Policy]) -> None:
+        """Say what each action's operator and author allow; before anything is accepted."""
+        self._terms = dataclasses.replace(self._terms, policies=policies)
+        self._running.terms = self._terms
+
+    # --- async executors ---------------------------------------------------------------------------------
+
+    def saving(self, execution_id: str, attempt: int, checkpoint: str) -> asyncio.Future[bool]:
+        """Keep a checkpoint; False where the attempt does not run any more."""
+        return self._other(lambda transaction: calling.save(transaction, execution_id, attempt, checkpoint))
+
+    async def saved(self, execution_id: str) -> str | None:
+        """The last checkpoint of an execution, as JSON."""
+        return cast(
+            "str | None", await self._other(lambda transaction: calling.saved(transaction, execution_id))
+        )
+
+    async def due_calls(self, limit: int) -> list[Call]:
+        """Calls of async executors that are due now; each is taken, and put off in case its answer never comes."""
+        return cast("list[Call]", await self._other(lambda transaction: calling.due(transaction, limit)))
+
+    def answering(self, call: Call, event: Event | None) -> asyncio.Future[Consequences]:
+        """Record what came of a call: an event of the execution, or nothing yet."""
+        return self._other(lambda transaction: calling.answer(transaction, call, event))
 
     # --- start and end of a daemon, keeping house --------------------------------------------------------
 

@@ -13,7 +13,7 @@ from jef_daemon import lifecycle
 from jef_daemon.ledger import rows, schema
 from jef_daemon.ledger.lock_store import purge_history
 from jef_daemon.ledger.transaction import Transaction
-from jef_daemon.lifecycle import FINAL, UNSTARTED, Event, Execution, Failed, Interrupted
+from jef_daemon.lifecycle import FINAL, UNSTARTED, Event, Execution, Failed, Interrupted, Stopped
 from jef_daemon.tokens import new_token
 
 _EX = schema.executions.c
@@ -25,9 +25,12 @@ MayRunAgain = Callable[[str], bool]
 
 
 def interrupt(transaction: Transaction, may_run_again: MayRunAgain, why: str, most: int = _STEP) -> int:
-    """Settle executions that were RUNNING when their daemon went. Returns how many; call until 0."""
+    """Settle executions that ran here when their daemon went; work outside goes on. Call until 0."""
     found = transaction.connection.execute(
-        select(*rows.COLUMNS).where(_EX.status == "RUNNING").order_by(_EX.number).limit(most)
+        select(*rows.COLUMNS)
+        .where(_EX.status == "RUNNING", _EX.outside.is_(False))
+        .order_by(_EX.number)
+        .limit(most)
     )
     moves = [
         lifecycle.apply(execution, _interruption(execution, may_run_again, why), transaction.now)
@@ -69,7 +72,10 @@ def purge(transaction: Transaction, before: float, most: int) -> int:
     given_back = _EX.handed_back.is_(True) & _EX.status.in_(_UNSTARTED)
     old = (finished & (_EX.finished_at < before)) | (given_back & (_EX.updated_at < before))
     ids = transaction.connection.scalars(select(_EX.execution_id).where(old).limit(most)).all()
-    tables = (schema.requests, schema.outcomes, schema.history, schema.job_locks, schema.executions)
+    tables = (
+        *(schema.requests, schema.outcomes, schema.history, schema.job_locks),
+        *(schema.checkpoints, schema.calls, schema.executions),
+    )
     for table in tables:
         if ids:
             transaction.connection.execute(delete(table).where(table.c.execution_id.in_(ids)))
@@ -97,6 +103,8 @@ def _return(transaction: Transaction, execution: Execution, body: str) -> None:
 
 
 def _interruption(execution: Execution, may_run_again: MayRunAgain, why: str) -> Event:
-    if may_run_again(execution.action) and not execution.cancel_requested:
+    if execution.cancel_requested:
+        return Stopped(actor="daemon", reason=f"cancelled, and {why}")
+    if may_run_again(execution.action):
         return Interrupted(token=new_token(), reason=why)
     return Failed(actor="daemon", error_type="Interrupted", error_message=why)

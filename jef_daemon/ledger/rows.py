@@ -28,7 +28,8 @@ _STATUS_AT = FIELDS.index("status")
 
 FIXED = frozenset(
     {"execution_id", "action", "workflow_id", "priority", "traceparent", "reply_to", "correlation_id"}
-    | {"wants_locks", "update_timeout_s", "execution_timeout_s"}
+    | {"wants_locks", "update_timeout_s", "execution_timeout_s", "max_attempts", "timeout_grace_s"}
+    | {"queue_timeout_s", "lock_timeout_s"}
 )
 """Fields that the request sets once and no event changes."""
 
@@ -92,6 +93,18 @@ def refusal_entry(execution: Execution, event: Event, why: str, at: float) -> Ro
 
 def lock_entry(execution: Execution, event: str, reason: str, at: float, detail: dict[str, Any]) -> Row:
     """The history entry of something that happened to a job's locks; its status stays."""
+    return command_entry(execution, event, "locks", reason, at, detail)
+
+
+def command_entry(
+    execution: Execution,
+    event: str,
+    actor: str,
+    reason: str,
+    at: float,
+    detail: dict[str, Any] | None = None,
+) -> Row:
+    """The history entry of something that happened to an execution without moving it."""
     return {
         "execution_id": execution.execution_id,
         "at": at,
@@ -100,7 +113,7 @@ def lock_entry(execution: Execution, event: str, reason: str, at: float, detail:
         "before": execution.place.value,
         "status": execution.status.value,
         "event": event,
-        "actor": "locks",
+        "actor": actor,
         "reason": reason,
         "detail": _json(detail) if detail else None,
     }

@@ -22,16 +22,20 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    false,
     text,
 )
 from sqlalchemy.types import TypeEngine
 
 from jef_daemon.lifecycle import Execution
 
-HEAD = "0002"
+HEAD = "0003"
 """The newest migration. A ledger at this version needs no migration tool to be opened."""
 
 metadata = MetaData()
+
+_DEFAULTS: dict[str, Any] = {"outside": false(), "max_attempts": text("1"), "timeout_grace_s": text("300")}
+"""Of columns that came with a later migration: what they are for executions from before it."""
 
 _TYPES: dict[str, type[TypeEngine[Any]]] = {
     "str": Text,
@@ -39,6 +43,7 @@ _TYPES: dict[str, type[TypeEngine[Any]]] = {
     "Status": String,
     "int": Integer,
     "bool": Boolean,
+    "float": Double,
     "float | None": Double,
 }
 
@@ -52,6 +57,7 @@ executions = Table(
             _TYPES[str(field.type)],
             nullable="None" in str(field.type),
             unique=True if field.name == "execution_id" else None,
+            server_default=_DEFAULTS.get(field.name),
         )
         for field in dataclasses.fields(Execution)
     ),
@@ -71,6 +77,14 @@ Index("executions_by_status", executions.c.status, executions.c.number)
 for _column in (executions.c.workflow_id, executions.c.external_id, executions.c.finished_at):
     _known = _column.is_not(None)
     Index(f"executions_by_{_column.name}", _column, sqlite_where=_known, postgresql_where=_known)
+
+_is_watched = text("update_deadline IS NOT NULL")
+Index(
+    "executions_by_deadline",
+    executions.c.update_deadline,
+    sqlite_where=_is_watched,
+    postgresql_where=_is_watched,
+)
 
 requests = Table(
     "requests",
@@ -114,6 +128,37 @@ outbox = Table(
     Column("correlation_id", Text),
     Column("reply_to", Text),
 )
+
+tombstones = Table(
+    "tombstones",
+    metadata,
+    Column("kind", String, primary_key=True, comment="execution or workflow"),
+    Column("name", Text, primary_key=True),
+    Column("until", Double, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+)
+"""Cancels for what is not known yet: applied when it arrives."""
+Index("tombstones_by_age", tombstones.c.until)
+
+checkpoints = Table(
+    "checkpoints",
+    metadata,
+    Column("execution_id", Text, primary_key=True),
+    Column("data", Text, nullable=False, comment="JSON, the executor's own"),
+)
+"""What an executor saved to go on from; kept until the execution is COMPLETED, CANCELLED or purged."""
+
+calls = Table(
+    "calls",
+    metadata,
+    Column("execution_id", Text, primary_key=True),
+    Column("call", String, primary_key=True, comment="poll, cancel or resume"),
+    Column("at", Double, nullable=False, comment="when it is due"),
+    Column("number", Integer, nullable=False, comment="how often it was made"),
+)
+"""Calls that async executors are due: of those whose work runs outside."""
+Index("calls_by_time", calls.c.at)
 
 identity = Table("identity", metadata, Column("id", Text, primary_key=True))
 """One row: the ledger's own name. A lock service keeps its locks under it, a daemon has its answers sent to it."""

@@ -6,7 +6,7 @@ outbox messages are gathered and written at the end, in the order in which thing
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,14 +17,24 @@ from jef_daemon import lifecycle, messages
 from jef_daemon.errors import TransitionRefused
 from jef_daemon.ledger import rows, schema
 from jef_daemon.ledger.job_locks import LockBook
-from jef_daemon.lifecycle import FINAL, Event, Execution, Transition
+from jef_daemon.lifecycle import (
+    FINAL,
+    SETTLED,
+    Event,
+    Execution,
+    Failed,
+    GraceEnded,
+    Interrupted,
+    Launched,
+    Place,
+    Retried,
+    Transition,
+)
 from jef_daemon.lock.requests import Limits
 from jef_daemon.names import Names
-from jef_daemon.ports import (
-    Applied,
-    LockTimes,
-    Outgoing,
-)
+from jef_daemon.ports import Applied, LockTimes, Outgoing
+from jef_daemon.retry import RetryPolicy
+from jef_daemon.tokens import new_token
 
 _CHUNK = 500
 """Ids per IN list; SQLite takes 32,766 parameters, PostgreSQL plans long lists slowly."""
@@ -44,6 +54,22 @@ _DELETE_OUTBOX = delete(schema.outbox).where(
 )
 
 
+_INSERT_CALL = insert(schema.calls)
+_DELETE_CALL = delete(schema.calls).where(
+    schema.calls.c.execution_id == bindparam("key"), schema.calls.c.call == bindparam("which")
+)
+_DELETE_CALLS = delete(schema.calls).where(
+    schema.calls.c.execution_id == bindparam("key"), schema.calls.c.call.in_(("poll", "resume"))
+)
+"""A cancel is called though the execution has ended: what runs outside does not know it."""
+_DELETE_CHECKPOINT = delete(schema.checkpoints).where(schema.checkpoints.c.execution_id == bindparam("key"))
+
+FIRST_POLL_S = 1.0
+"""Between a launch and the first poll."""
+WORKING = frozenset({Place.RUNNING, Place.TIMED_OUT_OPEN})
+"""Places in which an attempt's work may still be going on."""
+
+
 @dataclass(frozen=True, slots=True)
 class Terms:
     """What is the same for all transactions of a ledger."""
@@ -54,8 +80,21 @@ class Terms:
     """Whether FAILED notifications carry the stack trace."""
     identity: str = ""
     """The ledger's own name."""
+    policies: Mapping[str, Policy] = field(default_factory=dict)
+    """Of each action that is served."""
     lock_times: LockTimes = field(default_factory=LockTimes)
     lock_limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the ledger knows of an action."""
+
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    cancellable: bool = True
+    """False: a running attempt goes on to its end unless it is forced."""
+    hooks: frozenset[str] = frozenset()
+    """Of an async executor: which of `poll`, `cancel`, `resume`, `retry` it has."""
 
 
 class Transaction:
@@ -77,6 +116,9 @@ class Transaction:
         self._outcomes: dict[str, bytes] = {}
         self._locking: list[Transition] = []
         """Transitions of executions that want locks."""
+        self._uncalled: list[str] = []
+        """Executions whose async calls are not due any more."""
+        self._settled: list[str] = []
         replies = self.names.lock_replies(terms.identity)
         self.locks = LockBook(connection, now, terms.lock_times, self.names.locks, replies, self.post)
         self.next_id = next_id
@@ -94,7 +136,10 @@ class Transaction:
             answer = []
             for event in events:
                 execution = current.get(execution_id)
-                applied = self._apply_one(execution_id, execution, attempt, event)
+                if execution is None:
+                    answer.append(Applied(None, f"no execution {execution_id} is known"))
+                    continue
+                applied = self.move(execution, attempt, event)
                 answer.append(applied)
                 if applied.transition:
                     current[execution_id] = changed[execution_id] = applied.transition.execution
@@ -103,20 +148,46 @@ class Transaction:
             self.update(changed.values())
         return answers
 
-    def _apply_one(
-        self, execution_id: str, execution: Execution | None, attempt: int | None, event: Event
-    ) -> Applied:
-        if execution is None:
-            return Applied(None, f"no execution {execution_id} is known")
+    def move(self, execution: Execution, attempt: int | None, event: Event) -> Applied:
+        """Apply one event; the caller writes the execution back. A refused one is remembered.
+
+        A failure that is retried is two transitions, and the answer tells the second: QUEUED again.
+        """
         try:
             if attempt is not None and attempt != execution.attempt:
-                raise TransitionRefused(execution_id, f"at attempt {execution.attempt}", type(event).__name__)
+                raise TransitionRefused(
+                    execution.execution_id, f"at attempt {execution.attempt}", type(event).__name__
+                )
             move = lifecycle.apply(execution, event, self.now)
         except TransitionRefused as refused:
             self._history.append(rows.refusal_entry(execution, event, str(refused), self.now))
             return Applied(None, str(refused))
-        self.note(move)
+        retry = self._retry(move)
+        self.note(move, is_last=retry is None)
+        if retry is not None:
+            move = lifecycle.apply(move.execution, retry, self.now)
+            self.note(move)
         return Applied(move)
+
+    def _retry(self, move: Transition) -> Retried | None:
+        """What the action's policy makes of a failure, or of the end of a time-out's grace."""
+        event, execution = move.event, move.execution
+        if not isinstance(event, Failed | GraceEnded):
+            return None
+        policy = self.policy(execution.action).retry
+        if isinstance(event, Failed):
+            wanted, why = policy.retries(execution, event), f"after {event.error_type}"
+        else:
+            wanted, why = policy.on_timeout and policy.has_more(execution), "after no update came"
+        if not wanted:
+            return None
+        delay = policy.delay_s(execution.attempt)
+        reason = f"attempt {execution.attempt + 1} of {execution.max_attempts} {why}, in {delay:.1f} s"
+        return Retried(token=new_token(), not_before=self.now + delay, reason=reason, actor="policy")
+
+    def policy(self, action: str) -> Policy:
+        """What is known of an action; one that is not served has no retry and no hooks."""
+        return self.terms.policies.get(action, _NO_POLICY)
 
     # --- keeping house -----------------------------------------------------------------------------------
 
@@ -129,6 +200,10 @@ class Transaction:
     def finish(self) -> None:
         """Write what was gathered; call last, before the commit."""
         self.locks.follow(self._locking)
+        if self._uncalled:
+            self.connection.execute(_DELETE_CALLS, [{"key": key} for key in self._uncalled])
+        if self._settled:
+            self.connection.execute(_DELETE_CHECKPOINT, [{"key": key} for key in self._settled])
         if self._history:
             self.connection.execute(_INSERT_HISTORY, self._history)
         if self._outcomes:
@@ -159,8 +234,13 @@ class Transaction:
         """Add a line to a history."""
         self._history.append(entry)
 
-    def note(self, move: Transition) -> None:
-        """History and notification of a transition: the same transaction as the status itself."""
+    def note(self, move: Transition, *, is_last: bool = True) -> None:
+        """History and notification of a transition: the same transaction as the status itself.
+
+        Args:
+            move: what was applied.
+            is_last: False where another follows at once: whoever waits for the end does not hear of it.
+        """
         entry = rows.entry_of(move)
         if entry:
             self._history.append(entry)
@@ -169,10 +249,32 @@ class Transaction:
         if lifecycle.is_told(move.event):
             body = messages.notification(move, tracebacks=self.terms.tracebacks)
             execution = move.execution
-            is_final = execution.status in FINAL
+            is_final = execution.status in FINAL and is_last
             if is_final:
                 self._outcomes[execution.execution_id] = body
             self.tell(execution, body, execution.reply_to if is_final else None, execution.correlation_id)
+        self._follow_work(move)
+
+    def _follow_work(self, move: Transition) -> None:
+        """What belongs to an attempt's work outside ends with it; what was saved, with the execution."""
+        execution = move.execution
+        if execution.status in SETTLED:
+            self._settled.append(execution.execution_id)
+        if isinstance(move.event, Launched) and "poll" in self.policy(execution.action).hooks:
+            self.call(execution.execution_id, "poll", self.now + FIRST_POLL_S)
+        elif (
+            move.before in WORKING
+            and execution.place not in WORKING
+            and (execution.outside or isinstance(move.event, Retried | Interrupted))
+        ):
+            self._uncalled.append(execution.execution_id)
+
+    def call(self, execution_id: str, call: str, at: float, number: int = 0) -> None:
+        """Let a call of an async executor be due at an instant; it takes the place of an earlier one."""
+        self.connection.execute(_DELETE_CALL, {"key": execution_id, "which": call})
+        self.connection.execute(
+            _INSERT_CALL, {"execution_id": execution_id, "call": call, "at": at, "number": number}
+        )
 
     def tell(
         self, execution: Execution, body: bytes, reply_to: str | None, correlation_id: str | None
@@ -198,6 +300,9 @@ class Transaction:
             Outgoing(self.next_id, exchange, routing_key, body, headers, correlation_id, reply_to)
         )
         self.next_id += 1
+
+
+_NO_POLICY = Policy()
 
 
 def _spans(ids: Sequence[int]) -> Iterable[tuple[int, int]]:

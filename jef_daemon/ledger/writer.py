@@ -57,7 +57,7 @@ class Writer:
 
     def __init__(self, engine: Engine, terms: Terms, clock: Clock) -> None:
         self._engine = engine
-        self._terms = terms
+        self.terms = terms
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[Operation] = deque()
@@ -129,7 +129,7 @@ class Writer:
 
     def _attempt(self, batch: Sequence[Operation]) -> tuple[list[Any], list[Outgoing]]:
         with self._engine.begin() as connection:
-            transaction = Transaction(connection, self._terms, self._clock.now(), self._next_id)
+            transaction = Transaction(connection, self.terms, self._clock.now(), self._next_id)
             by_id: dict[int, Any] = {}
             for kind in _KINDS:
                 chosen = [operation for operation in batch if operation.kind == kind]

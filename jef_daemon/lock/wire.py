@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from pydantic import ValidationError
-from pydantic_core import from_json, to_json
+from pydantic_core import to_json
 
 from jef_daemon.errors import RequestRefused
 from jef_daemon.lock.requests import (
@@ -27,7 +27,7 @@ from jef_daemon.lock.requests import (
     ResourceState,
 )
 from jef_daemon.lock.state import Grant
-from jef_daemon.messages import LockReply, LockRequest, explain, timestamp
+from jef_daemon.messages import LockReply, LockRequest, decode_object, explain, timestamp
 
 
 def decode(body: bytes, limit: int, reply_to: str | None, correlation_id: str | None) -> Request:
@@ -36,18 +36,11 @@ def decode(body: bytes, limit: int, reply_to: str | None, correlation_id: str | 
     Raises:
         RequestRefused: it is none; with the codes of job requests.
     """
-    if len(body) > limit:
-        raise RequestRefused("body-too-long", f"the body has {len(body)} bytes; {limit} are allowed")
+    decode_object(body, limit)
     try:
-        raw = from_json(body, allow_inf_nan=False)
-    except ValueError as error:
-        raise RequestRefused("not-json", f"the body is no JSON: {error}") from None
-    try:
-        message = LockRequest.model_validate_json(body) if isinstance(raw, dict) else None
+        message = LockRequest.model_validate_json(body)
     except ValidationError as error:
         raise RequestRefused("field-invalid", explain(error)) from None
-    if message is None:
-        raise RequestRefused("not-an-object", "the body is no JSON object")
     if not (message.owner or message.owners) and message.operation not in _WITHOUT_OWNER:
         raise RequestRefused("field-invalid", "owner: required")
     where = {"reply_to": reply_to, "correlation_id": correlation_id}

@@ -12,6 +12,6 @@ The only package that imports aio_pika and aiormq.
 """
 
 from jef_daemon.rabbitmq.bus import RabbitBus
-from jef_daemon.rabbitmq.topology import LOCK_REPLIES, LOCKS, Topology
+from jef_daemon.rabbitmq.topology import CONTROL, HANDED_ON, LOCK_REPLIES, LOCKS, UPDATES, Topology
 
-__all__ = ["LOCKS", "LOCK_REPLIES", "RabbitBus", "Topology"]
+__all__ = ["CONTROL", "HANDED_ON", "LOCKS", "LOCK_REPLIES", "UPDATES", "RabbitBus", "Topology"]

@@ -17,8 +17,8 @@ from jef_daemon.errors import BrokerError
 from jef_daemon.names import Names
 from jef_daemon.ports import Delivery, Outgoing
 from jef_daemon.rabbitmq.refusals import meaning, reason
-from jef_daemon.rabbitmq.session import OnDelivery, Session, connect, queues_of
-from jef_daemon.rabbitmq.topology import LOCK_REPLIES, LOCKS, Topology
+from jef_daemon.rabbitmq.session import OnDelivery, Session, connect, group_of, queues_of
+from jef_daemon.rabbitmq.topology import LOCKS, Topology
 from jef_daemon.settings import Bus as BusSettings
 
 log = structlog.get_logger()
@@ -205,8 +205,8 @@ class RabbitBus:
             await session.stop()
 
     async def stop_requests(self) -> None:
-        """Let no more requests for jobs come; the locks of those that run are still served."""
-        for source in self._wanted - {LOCKS, LOCK_REPLIES}:
+        """Let no more requests for jobs come; what concerns those that run still comes."""
+        for source in [source for source in self._wanted if group_of(source) != source]:
             await self.pause(source)
 
     async def stop_consuming(self) -> None:

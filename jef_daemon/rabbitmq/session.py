@@ -19,7 +19,15 @@ from jef_daemon.ports import Delivery, Outgoing
 from jef_daemon.rabbitmq import unreadable
 from jef_daemon.rabbitmq.publisher import Publisher
 from jef_daemon.rabbitmq.refusals import current_value
-from jef_daemon.rabbitmq.topology import LOCK_REPLIES, LOCKS, UNROUTABLE, Topology
+from jef_daemon.rabbitmq.topology import (
+    CONTROL,
+    HANDED_ON,
+    LOCK_REPLIES,
+    LOCKS,
+    UNROUTABLE,
+    UPDATES,
+    Topology,
+)
 from jef_daemon.settings import Bus as BusSettings
 
 log = structlog.get_logger()
@@ -27,8 +35,10 @@ log = structlog.get_logger()
 OnDelivery = Callable[[Delivery], None]
 _numbers = itertools.count(1)
 _REQUESTS = "requests"
-_LOCK_PREFETCH = 500
-"""Requests for locks are small, decided at once, and never wait for a slot."""
+_APART = frozenset({LOCKS, LOCK_REPLIES, UPDATES, CONTROL, HANDED_ON})
+"""Sources that are acknowledged on their own."""
+_APART_PREFETCH = 500
+"""What is acknowledged apart is small, takes effect at once, and never waits for a slot."""
 unreadable.install()
 _ACK_LINGER_S = 0.5
 """On quorum queues, acknowledgements written just before the connection closes are lost."""
@@ -106,7 +116,7 @@ class Session:
         group = group_of(source)
         if group not in self._channels:
             channel = await self._open_channel(confirms=False)
-            prefetch = self._settings.prefetch if group == _REQUESTS else _LOCK_PREFETCH
+            prefetch = self._settings.prefetch if group == _REQUESTS else _APART_PREFETCH
             await channel.basic_qos(prefetch_count=prefetch)
             self._channels[group] = channel
         return self._channels[group]
@@ -262,12 +272,17 @@ def _close_behind(error: BaseException) -> commands.Connection.Close | None:
 
 def group_of(source: str) -> str:
     """Sources whose deliveries are acknowledged together."""
-    return source if source in {LOCKS, LOCK_REPLIES} else _REQUESTS
+    return source if source in _APART else _REQUESTS
 
 
 def queues_of(names: Names, actions: Iterable[str], ledger: str | None) -> dict[str, str]:
     """The queue of each source of deliveries."""
-    own = {UNROUTABLE: names.unroutable, LOCKS: names.locks}
+    own = {
+        UNROUTABLE: names.unroutable,
+        LOCKS: names.locks,
+        UPDATES: names.updates,
+        CONTROL: names.control,
+    }
     if ledger:
-        own[LOCK_REPLIES] = names.lock_replies(ledger)
+        own |= {LOCK_REPLIES: names.lock_replies(ledger), HANDED_ON: names.daemon(ledger)}
     return {action: names.job_queue(action) for action in actions} | own

@@ -16,6 +16,13 @@ LOCKS = ":locks"
 LOCK_REPLIES = ":lock-replies"
 """The source of the lock service's answers to this daemon's jobs."""
 
+UPDATES = ":updates"
+"""The source of async jobs' updates."""
+CONTROL = ":control"
+"""The source of commands."""
+HANDED_ON = ":handed-on"
+"""The source of what other daemons hand on to this one."""
+
 _A_WEEK_MS = 7 * 86_400_000
 _NEVER = 1_000_000
 """Delivery limit: RabbitMQ 4 would drop a request that was returned 20 times, 3.10 takes no "unlimited"."""
@@ -63,20 +70,29 @@ class Topology:
         requests = kept | {"x-dead-letter-exchange": names.dead}
         # One lock service at a time, the next takes over when its connection goes.
         locks = kept | {"x-single-active-consumer": True}
-        # Of a daemon that never comes back, nothing stays.
-        replies = kept | {"x-expires": _A_WEEK_MS}
         return cls(
             exchanges=(
                 Exchange(names.dead, "fanout"),
                 Exchange(names.unroutable, "fanout"),
                 Exchange(names.jobs, "topic", {"alternate-exchange": names.unroutable}),
                 Exchange(names.status, "topic"),
+                Exchange(names.daemons, "fanout"),
             ),
             queues=(
                 Queue(names.dead_letters, kind, names.dead),
                 Queue(names.unroutable, requests, names.unroutable),
                 Queue(names.locks, locks),
-                *([Queue(names.lock_replies(ledger), replies)] if ledger else []),
+                Queue(names.updates, kept),
+                Queue(names.control, kept),
+                *(_own_queues(names, ledger, kept | {"x-expires": _A_WEEK_MS}) if ledger else ()),
                 *(Queue(names.job_queue(action), requests, names.jobs, action) for action in actions),
             ),
         )
+
+
+def _own_queues(names: Names, ledger: str, arguments: Mapping[str, Any]) -> tuple[Queue, ...]:
+    """One daemon's own. Of a daemon that never comes back, nothing stays."""
+    return (
+        Queue(names.lock_replies(ledger), arguments),
+        Queue(names.daemon(ledger), arguments, names.daemons),
+    )

@@ -11,21 +11,25 @@ import asyncio
 import inspect
 import json
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from jef_daemon.errors import ConfigurationRefused, ExecutorError, ResponseRefused
-from jef_daemon.lifecycle import Completed, Event, Failed
+from jef_daemon.lifecycle import Completed, Event, Failed, Launched, Resumed, Stopped
 from jef_daemon.messages import explain
 from jef_daemon.sdk import (
+    HOOKS,
     ActionExecutor,
     ActionExecutorResponse,
+    AsyncActionExecutor,
     ExecutionContext,
     GrantedLock,
     Report,
+    Save,
+    overrides,
     well_formed,
 )
 
@@ -49,8 +53,16 @@ class JobInput:
     workflow_context_variables: Mapping[str, Any] = field(default_factory=dict)
     locks: Mapping[str, GrantedLock] = field(default_factory=dict)
     max_variables_bytes: int = 256 * 1024
+    call: str = "execute"
+    """Which of the executor's methods is called."""
+    token: str = ""
+    external_id: str | None = None
+    saved: str | None = None
+    """The last checkpoint, as JSON."""
 
-    def context(self, executor: ActionExecutor, report: Report) -> ExecutionContext[Any]:
+    def context(
+        self, executor: ActionExecutor, report: Report, save: Save | None = None
+    ) -> ExecutionContext[Any]:
         """The context that `execute` is given.
 
         Raises:
@@ -67,12 +79,30 @@ class JobInput:
             locks=self.locks,
             report=report,
             scratch=self.scratch,
+            token=self.token,
+            external_id=self.external_id,
+            saved=None if self.saved is None else json.loads(self.saved),
+            save=save,
         )
 
 
 def is_blocking(executor: ActionExecutor) -> bool:
     """Whether `execute` is a plain function, which runs in a process of its own."""
-    return not inspect.iscoroutinefunction(executor.execute)
+    methods = [executor.execute]
+    if isinstance(executor, AsyncActionExecutor):
+        methods = [executor.start, *([executor.retry] if overrides(executor, "retry") else [])]
+    return not all(inspect.iscoroutinefunction(method) for method in methods)
+
+
+def hooks_of(executor: ActionExecutor) -> dict[str, bool]:
+    """The methods that an async executor has beside `start`, and whether each blocks."""
+    if not isinstance(executor, AsyncActionExecutor):
+        return {}
+    return {
+        name: not inspect.iscoroutinefunction(getattr(executor, name))
+        for name in HOOKS
+        if overrides(executor, name)
+    }
 
 
 def prepare(executor: ActionExecutor, configuration: Mapping[str, Any]) -> BaseModel:
@@ -87,12 +117,21 @@ def prepare(executor: ActionExecutor, configuration: Mapping[str, Any]) -> BaseM
         raise ConfigurationRefused(f"configuration refused: {explain(error)}") from None
 
 
-async def perform(executor: ActionExecutor, job: JobInput, report: Report) -> Event:
-    """Run a coroutine executor to its end. Cancelling the caller cancels the executor."""
+async def perform(
+    executor: ActionExecutor, job: JobInput, report: Report, save: Save | None = None
+) -> Event | None:
+    """Call a coroutine method of an executor. Cancelling the caller cancels it.
+
+    Returns:
+        What it means for the job; None: nothing yet, which only calls beside `execute` can say.
+    """
     task = asyncio.current_task()
     try:
-        context = job.context(executor, report)
-        return _completed(await executor.execute(context), job)
+        context = job.context(executor, report, save)
+        result = getattr(executor, job.call)(context)
+        if inspect.isawaitable(result):
+            result = await result
+        return _meaning(executor, result, job)
     except asyncio.CancelledError as error:
         if task is not None and task.cancelling():
             raise
@@ -101,20 +140,56 @@ async def perform(executor: ActionExecutor, job: JobInput, report: Report) -> Ev
         return failed(error)
 
 
-def perform_blocking(executor: ActionExecutor, job: JobInput, report: Report) -> Event:
-    """Run an executor to its end in this process, which may be killed for it."""
+def perform_blocking(
+    executor: ActionExecutor, job: JobInput, report: Report, save: Save | None = None
+) -> Event | None:
+    """As `perform`, in this process, which may be killed for it."""
     try:
-        context = job.context(executor, report)
-        result = executor.execute(context)
+        context = job.context(executor, report, save)
+        result = getattr(executor, job.call)(context)
         if inspect.isawaitable(result):
             result = asyncio.run(_awaited(result))
-        return _completed(result, job)
+        return _meaning(executor, result, job)
     except BaseException as error:  # noqa: BLE001  the executor boundary
         return failed(error)
 
 
 async def _awaited(result: Any) -> Any:
     return await result
+
+
+def _meaning(executor: ActionExecutor, result: Any, job: JobInput) -> Event | None:
+    """What the result of a call means for the job."""
+    if job.call == "execute":
+        return _launched(result) if isinstance(executor, AsyncActionExecutor) else _completed(result, job)
+    return _HOOK_MEANINGS[job.call](result, job)
+
+
+def _launched(result: Any) -> Launched:
+    if result is not None and not isinstance(result, str | int):
+        raise ResponseRefused(
+            f"start returned {type(result).__name__}; return the work's identifier elsewhere, or None"
+        )
+    return Launched(external_id=None if result is None else str(result)[:255])
+
+
+def _polled(result: Any, job: JobInput) -> Event | None:
+    return None if result is None else _completed(result, job)
+
+
+def _cancelled(result: Any, job: JobInput) -> Event | None:
+    return Stopped(reason="stopped by its executor") if result is True else None
+
+
+def _resumed(result: Any, job: JobInput) -> Event | None:
+    return Resumed()
+
+
+_HOOK_MEANINGS: Mapping[str, Callable[[Any, JobInput], Event | None]] = {
+    "poll": _polled,
+    "cancel": _cancelled,
+    "resume": _resumed,
+}
 
 
 def _completed(result: Any, job: JobInput) -> Completed:

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 from jef_daemon.errors import ExecutorNotLoaded
 from jef_daemon.messages import explain
+from jef_daemon.retry import RetryPolicy
 from jef_daemon.sdk import ActionExecutor
 from jef_daemon.settings import Action as ActionSettings
 from jef_daemon.settings import Settings
@@ -48,6 +49,17 @@ class Action:
     concurrency: int | None = None
     execution_timeout_s: float | None = None
     may_run_again: bool = False
+    is_async: bool = False
+    """Its work runs outside; a slot is held only while it is launched."""
+    hooks: dict[str, bool] = field(default_factory=dict)
+    """An async executor's other methods, and whether each blocks."""
+    cancellable: bool = True
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    update_timeout_s: float | None = None
+    timeout_grace_s: float = 300.0
+    queue_timeout_s: float | None = None
+    lock_timeout_s: float | None = None
+    scope: str = "RELEASE"
     schema: dict[str, Any] = field(default_factory=dict)
     """JSON Schema of its configuration."""
     description: str = ""

@@ -32,12 +32,17 @@ import structlog
 from jef_daemon.lifecycle import Event, Failed, Progressed
 from jef_daemon.run.boundary import JobInput, perform_blocking
 from jef_daemon.run.catalogue import ActionSpec, load
+from jef_daemon.sdk import CHECKPOINT_BYTES, Save
 
 log = structlog.get_logger()
 
-_DATAGRAM_BYTES = 8192
+_DATAGRAM_BYTES = 2 * CHECKPOINT_BYTES + 4096
+"""A checkpoint is JSON within JSON: each of its characters may take two."""
 _REPORT_EVERY_S = 0.1
 """A worker sends at most so often; what it did not send comes back with the outcome."""
+
+_SAVE_S = 30.0
+"""So long a checkpoint waits for the daemon to take it."""
 
 Report = Callable[[int | None, str | None], None]
 
@@ -65,7 +70,7 @@ class ProcessPool:
         self._context.set_forkserver_preload([__name__])
         self._idle: list[_Seat] = []
         self._all: set[_Seat] = set()
-        self._reports: dict[str, Report] = {}
+        self._reports: dict[str, tuple[Report, Save | None]] = {}
         self._folder = Path(tempfile.mkdtemp(prefix="jef-"))
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.restarts = 0
@@ -78,10 +83,12 @@ class ProcessPool:
         for seat in await asyncio.gather(*(self._new_seat() for _ in range(self._warm))):
             self._idle.append(seat)
 
-    async def perform(self, spec: ActionSpec, job: JobInput, report: Report) -> Event:
-        """Run one job in a process. Cancelling the caller stops the process: SIGTERM, grace, SIGKILL."""
-        key = f"{job.execution_id}#{job.attempt}"
-        self._reports[key] = report
+    async def perform(
+        self, spec: ActionSpec, job: JobInput, report: Report, save: Save | None = None
+    ) -> Event | None:
+        """Call an executor in a process. Cancelling the caller stops the process: SIGTERM, grace, SIGKILL."""
+        key = f"{job.execution_id}#{job.attempt}#{job.call}"
+        self._reports[key] = report, save
         seat = await self._take_seat()
         try:
             last, outcome = await seat.run(spec, job, key)
@@ -96,6 +103,7 @@ class ProcessPool:
                 report(last.progress, last.message)
             return outcome
         finally:
+            self._receive()  # what it sent before it ended may be there unread: a checkpoint must not be lost
             self._reports.pop(key, None)
             self._return_seat(seat)
 
@@ -138,9 +146,11 @@ class ProcessPool:
                 return
             except (OSError, ValueError):
                 continue
-            report = self._reports.get(told["key"])
-            if report is not None:
+            report, save = self._reports.get(told["key"], (None, None))
+            if report is not None and "checkpoint" not in told:
                 report(told["percent"], told["message"])
+            elif save is not None:
+                save(told["checkpoint"])
 
 
 class _Seat:
@@ -155,11 +165,11 @@ class _Seat:
     async def start(self) -> None:
         self._pid = await asyncio.wrap_future(self._pool.submit(os.getpid))
 
-    async def run(self, spec: ActionSpec, job: JobInput, key: str) -> tuple[Progressed | None, Event]:
+    async def run(self, spec: ActionSpec, job: JobInput, key: str) -> tuple[Progressed | None, Event | None]:
         try:
             self._answer = asyncio.wrap_future(self._pool.submit(_work, spec, job, key))
             # Shielded: a cancelled future would leave the process running and us without its end.
-            answer: tuple[Progressed | None, Event] = await asyncio.shield(self._answer)
+            answer: tuple[Progressed | None, Event | None] = await asyncio.shield(self._answer)
         except BrokenProcessPool:
             self.is_alive = False
             raise Crashed(
@@ -217,12 +227,12 @@ def _on_term(number: int, frame: FrameType | None) -> None:
     os._exit(0)
 
 
-def _work(spec: ActionSpec, job: JobInput, key: str) -> tuple[Progressed | None, Event]:
+def _work(spec: ActionSpec, job: JobInput, key: str) -> tuple[Progressed | None, Event | None]:
     global _working
     report = _Reporter(key)
     _working = True
     try:
-        outcome = perform_blocking(load(spec), job, report)
+        outcome = perform_blocking(load(spec), job, report, report.save)
     finally:
         _working = False
     return report.unsent, outcome
@@ -248,3 +258,12 @@ class _Reporter:
             return  # the daemon is slow or gone; the next report or the outcome tells it
         self.unsent = None
         self._next_at = now + _REPORT_EVERY_S
+
+    def save(self, checkpoint: str) -> None:
+        """Send a checkpoint; unlike progress it waits for a slow daemon, and fails the job where there is none."""
+        told = json.dumps({"key": self._key, "checkpoint": checkpoint}).encode()
+        _out.settimeout(_SAVE_S)
+        try:
+            _out.sendto(told, _address)
+        finally:
+            _out.setblocking(False)

@@ -16,8 +16,11 @@ from dataclasses import asdict
 from typing import Any
 
 from jef_daemon.errors import ExecutorNotLoaded
-from jef_daemon.run.boundary import is_blocking
+from jef_daemon.retry import RetryPolicy
+from jef_daemon.run.boundary import hooks_of, is_blocking
 from jef_daemon.run.catalogue import Action, ActionSpec, Catalogue, load, specs
+from jef_daemon.sdk import AsyncActionExecutor
+from jef_daemon.settings import Action as ActionSettings
 from jef_daemon.settings import Settings
 
 _EACH_S = 30.0
@@ -51,15 +54,34 @@ def _action(spec: ActionSpec, answer: dict[str, Any], settings: Settings) -> Act
     action.schema = answer["schema"]
     action.description = answer["description"]
     action.may_run_again = answer["may_run_again"]
+    for key in ("is_async", "hooks", "cancellable", "update_timeout_s", "scope"):
+        setattr(action, key, answer[key])
     action.execution_timeout_s = settings.jobs.execution_timeout_s
+    action.retry = RetryPolicy(attempts=answer["retry_attempts"])
     if configured is not None:
-        action.concurrency = configured.concurrency
-        action.is_blocking = action.is_blocking or configured.isolation == "process"
-        if configured.may_run_again is not None:
-            action.may_run_again = configured.may_run_again
-        if configured.execution_timeout_s is not None:
-            action.execution_timeout_s = configured.execution_timeout_s
+        _override(action, configured)
     return action
+
+
+def _override(action: Action, configured: ActionSettings) -> None:
+    """What the operator says wins over what the executor's author says."""
+    action.concurrency = configured.concurrency
+    action.is_blocking = action.is_blocking or configured.isolation == "process"
+    for key in ("may_run_again", "cancellable", "execution_timeout_s", "update_timeout_s"):
+        if (value := getattr(configured, key)) is not None:
+            setattr(action, key, value)
+    for key in ("timeout_grace_s", "queue_timeout_s", "lock_timeout_s"):
+        setattr(action, key, getattr(configured, key))
+    retry = configured.retry
+    action.retry = RetryPolicy(
+        attempts=retry.attempts or action.retry.attempts,
+        first_s=retry.first_s,
+        factor=retry.factor,
+        most_s=retry.most_s,
+        jitter=retry.jitter,
+        not_on=frozenset(retry.not_on),
+        on_timeout=retry.on_timeout,
+    )
 
 
 async def _ask(wanted: Sequence[ActionSpec], python_path: list[str]) -> tuple[dict[str, dict[str, Any]], str]:
@@ -106,6 +128,12 @@ def describe(spec: ActionSpec) -> dict[str, Any]:
             "name": spec.name,
             "is_blocking": is_blocking(executor),
             "may_run_again": executor.may_run_again,
+            "is_async": isinstance(executor, AsyncActionExecutor),
+            "hooks": hooks_of(executor),
+            "cancellable": executor.cancellable,
+            "update_timeout_s": getattr(executor, "update_timeout_s", None),
+            "retry_attempts": executor.retry_attempts,
+            "scope": executor.scope,
             "schema": executor.Configuration.model_json_schema(),
             "description": inspect.cleandoc(type(executor).__doc__ or "").partition("\n")[0],
         }

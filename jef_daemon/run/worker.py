@@ -17,9 +17,9 @@ from typing import Any, Protocol
 
 import structlog
 
-from jef_daemon.lifecycle import Event, Execution, Failed, Interrupted
+from jef_daemon.lifecycle import Completed, Event, Execution, Failed, Interrupted, Launched, Stopped
 from jef_daemon.messages import JobRequest
-from jef_daemon.ports import Applied, Capacity, Claimed, Ledger, Lost
+from jef_daemon.ports import Applied, Capacity, Claimed, Ledger, Lost, Stop
 from jef_daemon.run.boundary import JobInput, failed, perform
 from jef_daemon.run.catalogue import Action, Catalogue, load
 from jef_daemon.run.isolation import ProcessPool
@@ -47,6 +47,14 @@ class LedgerFutures(Ledger, Protocol):
         """`apply`, put in at once."""
         ...
 
+    def saving(self, execution_id: str, attempt: int, checkpoint: str) -> asyncio.Future[bool]:
+        """Keep a checkpoint of an attempt; in the order of calls."""
+        ...
+
+    async def saved(self, execution_id: str) -> str | None:
+        """The last checkpoint of an execution, as JSON."""
+        ...
+
 
 class Leases(Protocol):
     """Whoever keeps the locks of running jobs (`lock.client`)."""
@@ -70,6 +78,7 @@ class Worker:
         settings: slots, limits, folders.
         on_claimed: told how many jobs of an action left the queue.
         leases: told which attempts hold locks.
+        identity: the ledger's own name: a part of every token, so that updates find it.
     """
 
     def __init__(
@@ -80,10 +89,12 @@ class Worker:
         settings: Settings,
         on_claimed: Callable[[str, int], None],
         leases: Leases,
+        identity: str = "",
     ) -> None:
+        self._identity = identity
         self._leases = leases
-        self._losses: dict[str, asyncio.Future[Lost]] = {}
-        """By execution, of those that hold locks."""
+        self._attempts: dict[str, _Attempt] = {}
+        """Those that run here now, by execution."""
         self._ledger = ledger
         self._actions = catalogue.served
         self._pool = pool
@@ -129,9 +140,18 @@ class Worker:
 
     def lock_lost(self, lost: Lost) -> None:
         """A running attempt lost its locks; by default it is stopped."""
-        loss = self._losses.get(lost.execution_id)
-        if loss is not None and not loss.done():
-            loss.set_result(lost)
+        attempt = self._attempts.get(lost.execution_id)
+        if attempt is None or attempt.number != lost.attempt:
+            return
+        _mark_lost(attempt.scratch)
+        if self._settings.locks.on_lost == "cancel":
+            attempt.end(Failed(actor="locks", error_type="LockLost", error_message=lost.reason))
+
+    def stop(self, stop: Stop) -> None:
+        """A running attempt is not wanted any more; what it comes to while it stops is its own business."""
+        attempt = self._attempts.get(stop.execution.execution_id)
+        if attempt is not None and attempt.number == stop.execution.attempt:
+            attempt.end(Stopped(actor=stop.actor, reason=stop.reason))
 
     async def drain(self, patience_s: float, haste: asyncio.Event) -> None:
         """Let running jobs finish for a time, or until haste is asked for; then interrupt them."""
@@ -198,12 +218,12 @@ class Worker:
             self._settings.jobs.progress_interval_s,
             lambda event: self._ledger.applying(execution.execution_id, execution.attempt, [event]),
         )
-        job = self._input(claimed)
+        job = await self.input(claimed, action)
         running = asyncio.create_task(
             self._perform(action, job, progress), name=f"executor {job.execution_id}"
         )
-        with self._holding(claimed, job.scratch) as lost:
-            outcome = await self._outcome(running, action, execution, lost)
+        with self._attempt(claimed, job.scratch) as attempt:
+            outcome = await self._outcome(running, action, execution, attempt.ending)
         await self._ledger.applying(execution.execution_id, execution.attempt, [*progress.rest(), outcome])
         await _clean(job.scratch)
         log.info(
@@ -211,49 +231,55 @@ class Worker:
         )
 
     @contextlib.contextmanager
-    def _holding(self, claimed: Claimed, scratch: str) -> Iterator[asyncio.Future[Lost] | None]:
-        """The leases of the job's locks are kept; gives what is done when they are lost."""
-        if not claimed.grants:
-            yield None
-            return
-        name = claimed.execution.execution_id
-        lost = self._losses[name] = asyncio.get_running_loop().create_future()
-        lost.add_done_callback(lambda _: _mark_lost(scratch))
-        self._leases.started(name, claimed.execution.attempt)
+    def _attempt(self, claimed: Claimed, scratch: str) -> Iterator[_Attempt]:
+        """While it runs, others can end it, and the leases of its locks are kept."""
+        name, number = claimed.execution.execution_id, claimed.execution.attempt
+        attempt = self._attempts[name] = _Attempt(number, scratch)
+        if claimed.grants:
+            self._leases.started(name, number)
         try:
-            yield lost if self._settings.locks.on_lost == "cancel" else None
+            yield attempt
         finally:
-            self._leases.ended(name)
-            del self._losses[name]
+            if claimed.grants:
+                self._leases.ended(name)
+            del self._attempts[name]
 
     async def _perform(self, action: Action, job: JobInput, progress: Progress) -> Event:
+        def save(checkpoint: str) -> None:
+            self._ledger.saving(job.execution_id, job.attempt, checkpoint)
+
         if action.is_blocking:
-            return await self._pool.perform(action.spec, job, progress.report)
-        return await perform(load(action.spec), job, progress.report)
+            event = await self._pool.perform(action.spec, job, progress.report, save)
+        else:
+            event = await perform(load(action.spec), job, progress.report, save)
+        if event is None:
+            raise AssertionError("execute always means something")
+        return event
 
     async def _outcome(
         self,
         running: asyncio.Task[Event],
         action: Action,
         execution: Execution,
-        lost: asyncio.Future[Lost] | None,
+        ending: asyncio.Future[Event],
     ) -> Event:
         limit = execution.execution_timeout_s
-        ends: set[asyncio.Future[Any]] = {running, lost} if lost is not None else {running}
         try:
+            ends: set[asyncio.Future[Any]] = {running, ending}
             await asyncio.wait(ends, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
             if running.done():
-                error = running.exception()
-                return running.result() if error is None else failed(error)
+                return _result(running)
             await self._stop(running, execution)
-            if lost is not None and lost.done():
-                return Failed(actor="locks", error_type="LockLost", error_message=lost.result().reason)
+            if ending.done():
+                # A completion that came while it was being stopped is one: it was asked, not forbidden, to end.
+                came = _result(running) if running.done() and not running.cancelled() else None
+                return came if isinstance(came, Completed | Launched) else ending.result()
             message = f"ran longer than its limit of {limit:g} s"
             return Failed(actor="daemon", error_type="ExecutionTimeout", error_message=message)
         except asyncio.CancelledError:
             # Only drain cancels a job's task: what runs is interrupted, and the record says so.
             await self._stop(running, execution)
-            return self._interruption(action)
+            return ending.result() if ending.done() else self._interruption(action)
 
     async def _stop(self, running: asyncio.Task[Event], execution: Execution) -> None:
         running.cancel()
@@ -268,9 +294,11 @@ class Worker:
             return Interrupted(token=new_token(), reason=why)
         return Failed(actor="daemon", error_type="Interrupted", error_message=why)
 
-    def _input(self, claimed: Claimed) -> JobInput:
+    async def input(self, claimed: Claimed, action: Action, call: str = "execute") -> JobInput:
+        """What an executor is given for a call, from what the ledger has."""
         execution = claimed.execution
         request = JobRequest.model_validate_json(claimed.body)
+        may_have_saved = action.is_async or execution.attempt > 1
         return JobInput(
             execution_id=execution.execution_id,
             workflow_id=execution.workflow_id,
@@ -282,11 +310,36 @@ class Worker:
             scratch=self._scratch(execution),
             locks={grant[0]: GrantedLock(*grant) for grant in claimed.grants},
             max_variables_bytes=self._settings.jobs.max_variables_bytes,
+            call=call,
+            token=f"{self._identity}.{execution.token}",
+            external_id=execution.external_id,
+            saved=await self._ledger.saved(execution.execution_id) if may_have_saved else None,
         )
 
     def _scratch(self, execution: Execution) -> str:
         # An execution id may be "..": the prefix and the attempt keep that from meaning anything.
         return f"{self._scratch_root}/job-{execution.execution_id}-{execution.attempt}"
+
+
+class _Attempt:
+    """One that runs here, and how others can end it."""
+
+    __slots__ = ("ending", "number", "scratch")
+
+    def __init__(self, number: int, scratch: str) -> None:
+        self.number = number
+        self.scratch = scratch
+        self.ending: asyncio.Future[Event] = asyncio.get_running_loop().create_future()
+
+    def end(self, event: Event) -> None:
+        """Stop it; the event is its outcome, unless it comes to another while it stops."""
+        if not self.ending.done():
+            self.ending.set_result(event)
+
+
+def _result(running: asyncio.Task[Event]) -> Event:
+    error = running.exception()
+    return running.result() if error is None else failed(error)
 
 
 def _mark_lost(scratch: str) -> None:

@@ -7,6 +7,7 @@ assert job.status == "COMPLETED"
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import tempfile
 import time
@@ -18,7 +19,7 @@ from pydantic import BaseModel
 
 from jef_daemon import lifecycle, messages
 from jef_daemon.lifecycle import Event, Execution, Progressed, Started, Transition
-from jef_daemon.run.boundary import JobInput, is_blocking, perform, perform_blocking
+from jef_daemon.run.boundary import JobInput, hooks_of, is_blocking, perform, perform_blocking
 from jef_daemon.sdk import ActionExecutor, GrantedLock
 
 
@@ -30,6 +31,9 @@ class TestRun:
 
     notifications: list[dict[str, Any]] = field(default_factory=list)
     """What would be told on `jef.status`, in order; every progress, none left out."""
+
+    checkpoint: Any = None
+    """What the executor saved last."""
 
     @property
     def status(self) -> str:
@@ -57,6 +61,7 @@ class _Telling:
 
     def __init__(self, execution: Execution) -> None:
         self.run = TestRun()
+        self.saved: str | None = None
         self._execution = execution
         self._tell(lifecycle.accept(execution, time.time()))
 
@@ -65,6 +70,14 @@ class _Telling:
 
     def report(self, percent: int | None, message: str | None) -> None:
         self.apply(Progressed(progress=percent, message=message))
+
+    def save(self, checkpoint: str) -> None:
+        self.saved = checkpoint
+        self.run.checkpoint = json.loads(checkpoint)
+
+    @property
+    def external_id(self) -> str | None:
+        return self._execution.external_id
 
     def _tell(self, transition: Transition) -> None:
         self._execution = transition.execution
@@ -111,13 +124,25 @@ async def arun(
             job_context_variables=job_context_variables or {},
             workflow_context_variables=workflow_context_variables or {},
             locks=locks or {},
+            token="test",  # noqa: S106  nobody checks it here
         )
-        if is_blocking(made):
-            # In a thread: as in its process, no event loop runs around it, and it may run one of its own.
-            telling.apply(await asyncio.to_thread(perform_blocking, made, job, telling.report))
-        else:
-            telling.apply(await perform(made, job, telling.report))
+        await _call(made, job, telling, blocks=is_blocking(made))
+        blocks = hooks_of(made).get("poll")
+        while blocks is not None and telling.run.status == "RUNNING":
+            # What it saved and how it called the work reach each poll, as in the daemon; only the waiting is left out.
+            job = dataclasses.replace(job, call="poll", saved=telling.saved, external_id=telling.external_id)
+            await _call(made, job, telling, blocks=blocks)
     return telling.run
+
+
+async def _call(made: ActionExecutor, job: JobInput, telling: _Telling, *, blocks: bool) -> None:
+    if blocks:
+        # In a thread: as in its process, no event loop runs around it, and it may run one of its own.
+        event = await asyncio.to_thread(perform_blocking, made, job, telling.report, telling.save)
+    else:
+        event = await perform(made, job, telling.report, telling.save)
+    if event is not None:
+        telling.apply(event)
 
 
 def run(

@@ -24,6 +24,8 @@ ACTIONS = (
     "broken",
     "watchful",
     "held",
+    "farm",
+    "polled",
 )
 
 
@@ -155,7 +157,7 @@ async def delete_all(url: str, prefix: str) -> None:
         queues = ["told", "unroutable", "dead-letters", "locks", "updates", "control"]
         for name in (*queues, *(f"jobs.{action}" for action in ACTIONS)):
             await channel.queue_delete(f"{prefix}.{name}")
-        for name in ("jobs", "unroutable", "dead", "status"):
+        for name in ("jobs", "unroutable", "dead", "status", "daemons", "lock-keeper"):
             await channel.exchange_delete(f"{prefix}.{name}")
     finally:
         await connection.close()

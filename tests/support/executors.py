@@ -15,7 +15,13 @@ from typing import Any, cast
 
 from pydantic import BaseModel
 
-from jef_daemon import ActionExecutor, ActionExecutorResponse, ExecutionContext
+from jef_daemon import (
+    ActionExecutor,
+    ActionExecutorResponse,
+    AsyncActionExecutor,
+    ExecutionContext,
+    ExternalFailure,
+)
 
 
 def trace(context: ExecutionContext[Any]) -> None:
@@ -108,6 +114,41 @@ class Broken(ActionExecutor):
     def execute(self, context: ExecutionContext[Misbehave.Configuration]) -> Any:
         trace(context)
         return _misbehave(context.configuration.how, context)
+
+
+class Farm(AsyncActionExecutor):
+    """Work that runs outside: moved by updates (it tells its token), or by polls."""
+
+    action = "farm"
+
+    class Configuration(BaseModel):
+        how: str = "updates"
+
+    async def start(self, context: ExecutionContext[Configuration]) -> str:
+        trace(context)
+        context.progress(1, context.token)
+        context.checkpoint({"polls": 0})
+        return f"farm-{context.execution_id}"
+
+    async def cancel(self, context: ExecutionContext[Configuration]) -> bool:
+        context.log.info("farm_cancel", external_id=context.external_id)
+        return context.configuration.how == "stops"
+
+
+class Polled(Farm):
+    """The same, looked at by polls: done at the third."""
+
+    action = "polled"
+
+    def poll(self, context: ExecutionContext[Farm.Configuration]) -> ActionExecutorResponse | None:
+        number = context.saved["polls"] + 1
+        context.checkpoint({"polls": number})
+        context.progress(number * 30, f"poll {number}")
+        if context.configuration.how == "fails":
+            raise ExternalFailure("the farm is on fire")
+        if context.configuration.how == "hiccup" and number == 1:
+            raise ConnectionError("no answer")
+        return ActionExecutorResponse(result=f"{number} polls") if number == 3 else None
 
 
 def _misbehave(how: str, context: ExecutionContext[Any]) -> Any:  # noqa: C901

@@ -27,6 +27,10 @@ executor = "tests.support.executors:Blocking"
 executor = "tests.support.executors:Misbehave"
 [actions.broken]
 executor = "tests.support.executors:Broken"
+[actions.farm]
+executor = "tests.support.executors:Farm"
+[actions.polled]
+executor = "tests.support.executors:Polled"
 [actions.nap]
 command = ["sleep", "{configuration.seconds}"]
 """

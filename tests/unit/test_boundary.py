@@ -58,6 +58,7 @@ def run_both(does: Does, **fields: Any) -> Event:
     blocking.does = coroutine.does = does
     one = perform_blocking(blocking, job(**fields), report)
     other = asyncio.run(perform(coroutine, job(**fields), report))
+    assert one is not None
     assert type(one) is type(other)
     if isinstance(one, Failed) and isinstance(other, Failed):
         assert (one.error_type, one.error_message) == (other.error_type, other.error_message)

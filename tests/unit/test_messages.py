@@ -143,6 +143,7 @@ def test_what_was_sent_is_what_is_read(request: dict[str, Any]) -> None:
         "workflowContextVariables": {},
         "locks": [],
         "priority": 0,
+        "retry": None,
     }
     sent = {key: value for key, value in request.items() if key not in {"notBefore", "timeouts"}}
     assert read == defaults | sent

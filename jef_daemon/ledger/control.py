@@ -1,0 +1,214 @@
+"""Commands inside a transaction: cancel, retry, resume, of one execution or of all of a workflow.
+
+A cancel for what is not known is remembered, and applied when it arrives. Whoever asked hears what became of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from pydantic_core import to_json
+from sqlalchemy import bindparam, delete, insert, select, tuple_
+
+from jef_daemon.ledger import rows, schema
+from jef_daemon.ledger.transaction import WORKING, Transaction
+from jef_daemon.lifecycle import (
+    UNSTARTED,
+    CancelRequested,
+    Event,
+    Execution,
+    Place,
+    Retried,
+    Status,
+    Stopped,
+)
+from jef_daemon.ports import Command, Consequences, Stop
+from jef_daemon.tokens import new_token
+
+_EX, _TS = schema.executions.c, schema.tombstones.c
+_AT_ONCE = 500
+"""Executions of a workflow in one transaction."""
+_OF_WORKFLOW = {
+    "cancel": [Status.QUEUED, Status.WAITING_FOR_LOCK, Status.RUNNING, Status.TIMED_OUT],
+    "retry": [Status.FAILED, Status.TIMED_OUT],
+    "resume": [Status.TIMED_OUT],
+}
+"""Which of a workflow's executions a command means: a cancel lets failures stand as what they are."""
+
+_PUT_TOMBSTONE = insert(schema.tombstones)
+_DROP_TOMBSTONE = delete(schema.tombstones).where(_TS.kind == bindparam("k"), _TS.name == bindparam("n"))
+
+Answer = tuple[bool, Status | None, str | None]
+"""accepted, status, reason"""
+
+
+def command(transaction: Transaction, commands: Sequence[Command], remember_s: float) -> Consequences:
+    """Carry commands out, in order, and answer them.
+
+    Args:
+        transaction: to be committed by the caller.
+        commands: each with `executionId` or `workflowId`.
+        remember_s: how long a cancel waits for what it is about.
+    """
+    found = Consequences()
+    for each in commands:
+        control = each.control
+        if control.workflow_id is not None:
+            answer = _of_workflow(transaction, each, found, remember_s)
+        else:
+            name = control.execution_id or ""
+            execution = transaction.known([name]).get(name)
+            if execution is not None and not execution.handed_back:
+                answer = _DO[control.command](transaction, execution, each, found)
+            elif control.command == "cancel":
+                answer = _remember(transaction, "execution", name, each, remember_s)
+            else:
+                answer = (False, None, f"no execution {name} is known")
+        if not found.more:
+            _reply(transaction, each, answer)
+    return found
+
+
+def apply_tombstones(transaction: Transaction, arrived: Sequence[Execution]) -> set[str]:
+    """Cancel executions that somebody cancelled before they came; returns which."""
+    names = [("execution", execution.execution_id) for execution in arrived]
+    names += [("workflow", execution.workflow_id) for execution in arrived if execution.workflow_id]
+    found = {
+        (row.kind, row.name): row
+        for row in transaction.connection.execute(
+            select(schema.tombstones).where(
+                tuple_(_TS.kind, _TS.name).in_(names), _TS.until > transaction.now
+            )
+        )
+    }
+    cancelled = set()
+    for execution in arrived:
+        own = found.get(("execution", execution.execution_id))
+        row = own or found.get(("workflow", execution.workflow_id or ""))
+        if row is None:
+            continue
+        cancel = CancelRequested(actor=row.actor, reason=row.reason)
+        if (move := transaction.move(execution, None, cancel).transition) is not None:
+            transaction.update([move.execution])
+            cancelled.add(execution.execution_id)
+        if own is not None:
+            transaction.connection.execute(_DROP_TOMBSTONE, {"k": "execution", "n": execution.execution_id})
+    return cancelled
+
+
+def has_tombstones(transaction: Transaction) -> bool:
+    """Whether any cancel waits for something to arrive."""
+    return transaction.connection.scalar(select(_TS.name).limit(1)) is not None
+
+
+# --- one command each ------------------------------------------------------------------------------------
+
+
+def _cancel(transaction: Transaction, execution: Execution, asked: Command, found: Consequences) -> Answer:
+    force, reason = asked.control.force, asked.control.reason or "cancelled"
+    if execution.place is Place.RUNNING and not (force or transaction.policy(execution.action).cancellable):
+        return False, execution.status, f"{execution.action} cannot be cancelled while it runs; force does it"
+    if execution.place in _OVER:
+        return False, execution.status, f"it is {execution.status} already"
+    before = execution
+    events: list[Event] = []
+    if not execution.cancel_requested:
+        events.append(CancelRequested(actor=asked.actor, reason=reason))
+    if force and execution.place is Place.RUNNING:
+        events.append(Stopped(actor=asked.actor, reason=reason, forced=True))
+    for event in events:
+        if (move := transaction.move(execution, None, event).transition) is not None:
+            execution = move.execution
+    transaction.update([execution])
+    if before.place in WORKING:
+        found.stops.append(Stop(before, asked.actor, reason))
+        if before.outside and "cancel" in transaction.policy(before.action).hooks:
+            transaction.call(before.execution_id, "cancel", transaction.now)
+            found.calls = True
+    if before.status in UNSTARTED and before.is_backlog:
+        found.left.append(before.action)
+    return True, execution.status, None
+
+
+_OVER = frozenset({Place.COMPLETED, Place.CANCELLED})
+
+
+def _retry(transaction: Transaction, execution: Execution, asked: Command, found: Consequences) -> Answer:
+    reason = asked.control.reason or "retried"
+    event = Retried(token=new_token(), actor=asked.actor, reason=reason)
+    applied = transaction.move(execution, None, event)
+    if applied.transition is None:
+        return False, execution.status, f"it is {execution.status}: only FAILED and TIMED_OUT are retried"
+    moved = applied.transition.execution
+    transaction.update([moved])
+    if moved.is_backlog:
+        found.queued.append(moved.action)
+    if execution.place is Place.TIMED_OUT_OPEN:
+        found.stops.append(Stop(execution, asked.actor, reason))
+    return True, moved.status, None
+
+
+def _resume(transaction: Transaction, execution: Execution, asked: Command, found: Consequences) -> Answer:
+    if execution.place is not Place.TIMED_OUT_OPEN:
+        return False, execution.status, "only an open TIMED_OUT is resumed; a closed one can be retried"
+    if "resume" not in transaction.policy(execution.action).hooks:
+        return False, execution.status, f"the executor of {execution.action} has no resume"
+    transaction.call(execution.execution_id, "resume", transaction.now)
+    reason = asked.control.reason or "asked to resume"
+    transaction.remember(rows.command_entry(execution, "ResumeAsked", asked.actor, reason, transaction.now))
+    found.calls = True
+    return True, execution.status, None
+
+
+_DO: dict[str, Callable[[Transaction, Execution, Command, Consequences], Answer]] = {
+    "cancel": _cancel,
+    "retry": _retry,
+    "resume": _resume,
+}
+
+
+def _of_workflow(transaction: Transaction, asked: Command, found: Consequences, remember_s: float) -> Answer:
+    """All of a workflow, a page at a time: what was done is not found again."""
+    control = asked.control
+    name, what = control.workflow_id or "", control.command
+    statuses = [status.value for status in _OF_WORKFLOW[what]]
+    query = (
+        select(*rows.COLUMNS)
+        .where(_EX.workflow_id == name, _EX.status.in_(statuses), _EX.handed_back.is_(False))
+        .order_by(_EX.number)
+        .limit(_AT_ONCE)
+    )
+    if what == "cancel" and not control.force:
+        query = query.where(_EX.cancel_requested.is_(False))
+    executions = [rows.execution_of(row) for row in transaction.connection.execute(query)]
+    answers = [_DO[what](transaction, execution, asked, found) for execution in executions]
+    done = sum(accepted for accepted, _, _ in answers)
+    found.more = len(executions) == _AT_ONCE and done > 0
+    if what == "cancel" and not found.more:
+        _remember(transaction, "workflow", name, asked, remember_s)
+        return True, None, f"{done} cancelled; those that come later will be too"
+    refused = next((reason for accepted, _, reason in answers if not accepted), None)
+    return done > 0, None, f"{done} of them" if done else refused or f"no execution of {name} is concerned"
+
+
+def _remember(transaction: Transaction, kind: str, name: str, asked: Command, remember_s: float) -> Answer:
+    transaction.connection.execute(delete(schema.tombstones).where(_TS.until <= transaction.now))
+    transaction.connection.execute(_DROP_TOMBSTONE, {"k": kind, "n": name})
+    transaction.connection.execute(
+        _PUT_TOMBSTONE,
+        {
+            "kind": kind,
+            "name": name,
+            "until": transaction.now + remember_s,
+            "actor": asked.actor,
+            "reason": asked.control.reason or "cancelled",
+        },
+    )
+    return True, None, f"not known yet: remembered for {remember_s / 3600:g} h, and applied when it arrives"
+
+
+def _reply(transaction: Transaction, asked: Command, answer: Answer) -> None:
+    if asked.reply_to:
+        accepted, status, reason = answer
+        body = to_json({"accepted": accepted, "status": status, "reason": reason})
+        transaction.post("", asked.reply_to, body, None, asked.correlation_id)

@@ -1,0 +1,225 @@
+"""Async jobs' updates and operators' commands → the ledger, and what follows from them here.
+
+Both come by shared queues, so one daemon may receive what concerns another. A token names the ledger of its
+execution: an update for another goes there. A command for an execution that is not known here is told to all
+daemons; the one that knows it answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import structlog
+from pydantic_core import to_json
+
+from jef_daemon.errors import RequestRefused
+from jef_daemon.inbox import Inbox
+from jef_daemon.messages import Control, Update, decode_control, decode_update
+from jef_daemon.names import Names
+from jef_daemon.ports import (
+    Accepted,
+    Arrival,
+    Command,
+    Consequences,
+    Delivery,
+    Outgoing,
+    Refusal,
+    Reported,
+    seen,
+)
+
+log = structlog.get_logger()
+
+KIND = "x-jef-kind"
+"""Header of what one daemon hands to another: `update` or `control`."""
+_UPDATE, _CONTROL = "update", "control"
+
+
+class UpdateLedger(Protocol):
+    """The part of a ledger that updates need."""
+
+    def updating(
+        self, reported: Sequence[Reported]
+    ) -> asyncio.Future[tuple[list[dict[str, object]], Consequences]]:
+        """See `SqlLedger.updating`."""
+        ...
+
+    def commanding(self, commands: Sequence[Command]) -> asyncio.Future[Consequences]:
+        """See `SqlLedger.commanding`."""
+        ...
+
+    def accepting(self, messages: Sequence[Arrival | Refusal]) -> asyncio.Future[list[Accepted]]:
+        """`accept` of `ports.Ledger`, put in at once."""
+        ...
+
+    async def knows(self, execution_id: str) -> bool:
+        """Whether an execution is in the ledger and ours."""
+        ...
+
+
+class UpdateBus(Protocol):
+    """The part of a bus that updates need."""
+
+    async def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
+        """See `ports.Bus`."""
+        ...
+
+    async def publish(self, messages: Sequence[Outgoing]) -> asyncio.Future[None]:
+        """See `ports.Bus`."""
+        ...
+
+
+class Updates:
+    """Takes updates and commands in.
+
+    Args:
+        ledger: where they take effect.
+        bus: where they come from.
+        names: of queues.
+        identity: the ledger's own name.
+        max_body_bytes: longest message.
+        follow: does here what follows: stops attempts, starts calls.
+    """
+
+    def __init__(
+        self,
+        ledger: UpdateLedger,
+        bus: UpdateBus,
+        names: Names,
+        identity: str,
+        max_body_bytes: int,
+        follow: Callable[[Consequences], None],
+    ) -> None:
+        self._ledger = ledger
+        self._bus = bus
+        self._names = names
+        self._identity = identity
+        self._max_body_bytes = max_body_bytes
+        self._follow = follow
+        self.updates = Inbox(self._take_updates)
+        """From `jef.updates`."""
+        self.commands = Inbox(self._take_commands)
+        """From `jef.control`."""
+        self.handed_on = Inbox(self._take_handed_on)
+        """From other daemons."""
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        async with asyncio.TaskGroup() as parts:
+            for name in ("updates", "commands", "handed_on"):
+                inbox: Inbox = getattr(self, name)
+                parts.create_task(inbox.run(), name=name)
+
+    async def finish(self) -> None:
+        """Wait until everything delivered has taken effect."""
+        for inbox in (self.updates, self.commands, self.handed_on):
+            await inbox.finish()
+
+    async def report(self, update: Update) -> dict[str, object]:
+        """Take one update that came by another way than a queue; returns what its sender is told."""
+        [told], consequences = await self._ledger.updating([self._reported(update)])
+        self._follow(consequences)
+        return told
+
+    async def command(self, control: Control, actor: str) -> Consequences:
+        """Carry out one command that came by another way than a queue."""
+        consequences = await self._ledger.commanding([Command(control, actor)])
+        self._follow(consequences)
+        return consequences
+
+    # --- updates -----------------------------------------------------------------------------------------
+
+    async def _take_updates(self, batch: Sequence[Delivery]) -> None:
+        ours: list[Reported] = []
+        for delivery in batch:
+            try:
+                update = decode_update(delivery.body, self._max_body_bytes)
+            except RequestRefused as error:
+                await self._refuse(delivery, error, "updates")
+                continue
+            ledger = update.token.partition(".")[0]
+            if ledger != self._identity and "." in update.token and delivery.source != HANDED_ON:
+                await self._hand_on(delivery, "", self._names.daemon(ledger), _UPDATE)
+            else:
+                ours.append(self._reported(update, delivery))
+        if ours:
+            _, consequences = await self._ledger.updating(ours)
+            self._follow(consequences)
+        await self._bus.acknowledge(batch)
+
+    def _reported(self, update: Update, delivery: Delivery | None = None) -> Reported:
+        secret = update.token.removeprefix(f"{self._identity}.")
+        update = update.model_copy(update={"token": secret})
+        if delivery is None:
+            return Reported(update)
+        return Reported(update, delivery.reply_to, delivery.correlation_id)
+
+    # --- commands ----------------------------------------------------------------------------------------
+
+    async def _take_commands(self, batch: Sequence[Delivery]) -> None:
+        for delivery in batch:
+            try:
+                control = decode_control(delivery.body, self._max_body_bytes)
+            except RequestRefused as error:
+                await self._refuse(delivery, error, "control")
+                continue
+            # All of a workflow may be anywhere; one execution is at one daemon.
+            known = control.execution_id is not None and await self._ledger.knows(control.execution_id)
+            if not known and delivery.source != HANDED_ON:
+                await self._hand_on(delivery, self._names.daemons, "", _CONTROL)
+            await self._carry_out(control, delivery, known=known)
+        await self._bus.acknowledge(batch)
+
+    async def _carry_out(self, control: Control, delivery: Delivery, *, known: bool) -> None:
+        # A daemon that was only told, and knows nothing of it, remembers a cancel but leaves the word to others.
+        is_silent = delivery.source == HANDED_ON and not known
+        command = Command(
+            control,
+            f"operator:{control.by}",
+            None if is_silent else delivery.reply_to,
+            delivery.correlation_id,
+        )
+        while True:
+            consequences = await self._ledger.commanding([command])
+            self._follow(consequences)
+            if not consequences.more:
+                return
+
+    # --- between daemons ---------------------------------------------------------------------------------
+
+    async def _take_handed_on(self, batch: Sequence[Delivery]) -> None:
+        for delivery in batch:
+            if delivery.headers.get("x-jef-from") == self._identity:
+                await self._bus.acknowledge([delivery])  # our own broadcast
+                continue
+            take = self._take_updates if delivery.headers.get(KIND) == _UPDATE else self._take_commands
+            await take([delivery])
+
+    async def _hand_on(self, delivery: Delivery, exchange: str, routing_key: str, kind: str) -> None:
+        headers = {KIND: kind, "x-jef-from": self._identity}
+        message = Outgoing(
+            0, exchange, routing_key, delivery.body, headers, delivery.correlation_id, delivery.reply_to
+        )
+        try:
+            await (await self._bus.publish([message]))
+        except ConnectionError as error:
+            # Not acknowledged either on a lost connection: it comes again.
+            log.debug("handing_on_lost", reason=str(error))
+
+    async def _refuse(self, delivery: Delivery, error: RequestRefused, action: str) -> None:
+        """Kept as a dead letter; whoever waits for an answer gets one."""
+        await self._ledger.accepting([Refusal(error, delivery, action)])
+        log.warning("message_refused", queue=action, reason=error.code, detail=error.detail)
+        if delivery.reply_to:
+            body = to_json({"accepted": False, "reason": f"{error.code}: {error.detail}"})
+            message = Outgoing(0, "", delivery.reply_to, body, None, delivery.correlation_id)
+            try:
+                seen(await self._bus.publish([message]))
+            except ConnectionError as lost:
+                log.debug("answer_lost", reason=str(lost))
+
+
+HANDED_ON = ":handed-on"
+"""The source of what other daemons hand on (`rabbitmq.topology`)."""
