@@ -156,10 +156,10 @@ class Locks(_Section):
         description="Service: no lease ends so soon after it came back, as nobody could renew meanwhile.",
     )
     tell_places_every_s: float = Field(
-        default=2.0, ge=0.1, le=3600, description="Service: how often waiting jobs hear that the queue moved."
+        default=5.0, ge=0.1, le=3600, description="Service: how often waiting jobs hear that the queue moved."
     )
     tell_places_to: int = Field(
-        default=100, ge=0, le=10_000, description="Service: how many of a queue's first hear it."
+        default=20, ge=0, le=10_000, description="Service: how many of a queue's first hear it."
     )
 
 

@@ -16,6 +16,7 @@ from jef_daemon.lifecycle import (
     Execution,
     Failed,
     LockAwaited,
+    Place,
     Progressed,
     Status,
     Transition,
@@ -56,9 +57,11 @@ def changes_of(execution: Execution) -> Row:
 
 
 def entry_of(transition: Transition) -> Row | None:
-    """The history entry of a transition; progress is no history."""
+    """The history entry of a transition; progress, and moving up in a queue, are no history."""
     event = transition.event
     if isinstance(event, Progressed) and not transition.late:
+        return None
+    if isinstance(event, LockAwaited) and transition.before is Place.WAITING_FOR_LOCK and not event.reason:
         return None
     execution = transition.execution
     return {

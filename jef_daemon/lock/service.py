@@ -90,8 +90,8 @@ class LockService:
         *,
         max_body_bytes: int = 1024 * 1024,
         takeover_grace_s: float = 30.0,
-        tell_places_every_s: float = 2.0,
-        tell_places_to: int = 100,
+        tell_places_every_s: float = 5.0,
+        tell_places_to: int = 20,
         clock: Clock | None = None,
     ) -> None:
         self._ledger = ledger

@@ -248,6 +248,7 @@ class RabbitBus:
                 ledger=keeper,
                 ours=self._ledger,
                 consequence="this daemon is no lock service; the one with that ledger is",
+                remedy=f"only if that ledger is gone for good: delete the exchange {self._names.lock_keeper}",
             )
         self.locks_kept_by = "" if is_ours else keeper
         return is_ours
