@@ -29,7 +29,16 @@ log = structlog.get_logger()
 SYSTEM_FILE = Path("/etc/jef-daemon/jef.toml")
 """Read when neither `--config` nor `JEF_CONFIG` names a file, and it exists."""
 ENVIRONMENT = "JEF_"
-_OTHER_USES = frozenset({"JEF_CONFIG", "JEF_CUSTODY", "JEF_EXECUTION_ID", "JEF_WORKFLOW_ID", "JEF_ATTEMPT"})
+_OTHER_USES = frozenset(
+    {
+        "JEF_CONFIG",
+        "JEF_CUSTODY",
+        "JEF_EXECUTION_ID",
+        "JEF_WORKFLOW_ID",
+        "JEF_ATTEMPT",
+        "JEF_FENCING_TOKENS",
+    }
+)
 _CREDENTIALS = "CREDENTIALS_DIRECTORY"
 _SECRET_KEYS = frozenset({"amqp_url"})
 _PATH_KEYS = frozenset({"amqp_url_file", "amqp_password_file", "data_dir", "python_path"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jef_daemon import config
+from jef_daemon.actions import command
 from jef_daemon.config import broker_url, load, masked, parse_override
 from jef_daemon.errors import ExitCode, SettingsError
 from jef_daemon.settings import Settings
@@ -127,6 +129,13 @@ def test_other_variables_are_left_alone(tmp_path: Path) -> None:
     """What is no setting: of tests, of jobs, of other programs."""
     environ = {"JEF_TEST_X": "1", "JEF_EXECUTION_ID": "1", "PATH": "/bin", "JEFFERSON": "1"}
     assert loaded(tmp_path, "", environ) == loaded(tmp_path)
+
+
+def test_variables_that_a_job_gets_are_no_settings(tmp_path: Path) -> None:
+    """So that a program which the daemon runs may call `jef`."""
+    names = set(re.findall(r'"(JEF_[A-Z_]+)"', Path(command.__file__).read_text()))
+    assert {"JEF_EXECUTION_ID", "JEF_FENCING_TOKENS"} <= names
+    assert loaded(tmp_path, "", dict.fromkeys(names, "{}")) == loaded(tmp_path)
 
 
 @pytest.mark.parametrize(
