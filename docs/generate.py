@@ -288,10 +288,14 @@ def fields(about: str) -> str:
 
 def topology(about: str) -> str:
     """What the daemon declares on the broker."""
-    declared = Topology.of(Names(), ["<action>"], "quorum")
+    declared = Topology.of(Names(), ["<action>"], "quorum", "<ledger>")
     told = table("name", "kind", "arguments")
     for exchange in declared.exchanges:
         told += row(f"`{exchange.name}`", f"{exchange.type} exchange", _arguments(exchange.arguments))
+    keeper = {
+        "alternate-exchange": "<ledger>"
+    }  # declared for itself: what it was declared with is what it tells
+    told += row(f"`{Names().lock_keeper}`", "fanout exchange, internal", _arguments(keeper))
     for queue in declared.queues:
         bound = f", bound to `{queue.exchange}`" if queue.exchange else ""
         key = f" with `{queue.routing_key}`" if queue.routing_key else ""
@@ -303,6 +307,7 @@ def reserved(about: str) -> str:
     """Names that the protocol has and this version does not declare."""
     declared = Topology.of(Names(), (), "quorum")
     known = {exchange.name for exchange in declared.exchanges} | {queue.name for queue in declared.queues}
+    known.add(Names().lock_keeper)
     told = table("name", "what it will be")
     for name, member in vars(Names).items():
         if isinstance(member, property) and (address := getattr(Names(), name)) not in known:

@@ -36,7 +36,7 @@ def run(config: Config = None, settings: Overrides = None, role: Role = None) ->
 
       JEF_AMQP_URL=amqp://user:secret@broker/ jef run --set slots.total=8
 
-      jef run --role locks            the lock service alone
+      jef run --role locks   # the lock service alone
     """
     from jef_daemon.daemon import run as run_daemon
     from jef_daemon.logs import configure

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import ast
 import functools
+import itertools
 import json
 import re
 import shlex
+from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +20,13 @@ from jef_daemon import config, messages
 from jef_daemon.actions.output import Output, Patterns
 from jef_daemon.errors import ExecutorError, ExitCode, RequestRefused, SettingsError
 from jef_daemon.lifecycle import TABLE, Status
+from jef_daemon.lock import wire
+from jef_daemon.lock.requests import Acquire, Answer, Expire, Refused, Release, Reply
+from jef_daemon.lock.state import Mode
 from jef_daemon.run.catalogue import load, specs
 from jef_daemon.schemas import json_schemas
 from jef_daemon.settings import Settings
+from jef_daemon.testing.locks import MemoryLocks
 from tests.unit.test_schemas import check
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -173,6 +180,56 @@ def test_the_types_of_errors_are_those_that_the_code_gives() -> None:
     assert sorted(column("`error.type`")) == sorted({*ours, *written, RequestRefused.__name__})
 
 
+def test_operations_answers_and_refusals_of_locks_are_those_that_the_code_knows() -> None:
+    operations = json_schemas()["LockRequest"]["properties"]["operation"]["enum"]
+    assert sorted(column("operation")) == sorted(operations)
+    assert sorted(column("answer")) == sorted(Answer)
+    assert sorted(column("`code`")) == sorted(Refused)
+    described = json_schemas()["LockReply"]["properties"]["status"]["description"]
+    assert sorted(re.findall("[A-Z]{4,}", described)) == sorted(Answer)
+
+
+def test_the_examples_of_locks_are_what_the_service_answers() -> None:
+    """The page's requests, in its order, asked of the protocol: the answers are the page's, and there is none more."""
+    desk = MemoryLocks()
+    for _ in range(16):  # the page begins with the seventeenth grant
+        desk.run(Acquire(owner="x", locks=(("asset/42", Mode.SHARED),)), 0)
+        desk.run(Release(owner="x"), 0)
+    now, answers = 0.0, list[Any]()
+    talk = [(name, json.loads(text)) for name, text in EXAMPLES if name in {"LockRequest", "LockReply"}]
+    for at, (name, example) in enumerate(talk):
+        if name == "LockRequest":
+            assert answers == []
+            # When it was asked follows from when the lease that it got ends.
+            ends = [
+                until(each) for _, each in itertools.takewhile(is_reply, talk[at + 1 :]) if starts_lease(each)
+            ]
+            now = ends[0] - example.get("leaseSeconds", 60) if ends else now
+            answers = told(desk.run(wire.decode(json.dumps(example).encode(), 10_000, "here", "1"), now))
+        elif example["status"] == "EXPIRED":
+            now = until(example)
+            answers = told(desk.run(Expire(), now))
+        if name == "LockReply":
+            answers.remove(example)
+    assert answers == []
+
+
+def is_reply(entry: tuple[str, Any]) -> bool:
+    return entry[0] == "LockReply"
+
+
+def starts_lease(answer: Any) -> bool:
+    return answer["status"] in {"GRANTED", "RENEWED", "LOST"}
+
+
+def until(answer: Any) -> float:
+    return datetime.fromisoformat(answer["grants"][0]["leaseUntil"]).timestamp()
+
+
+def told(replies: Sequence[Reply]) -> list[Any]:
+    return [json.loads(wire.encode(reply)) for reply in replies]
+
+
 def subclasses(kind: type[Exception]) -> list[type[Exception]]:
     found = [inner for inner in kind.__subclasses__() if inner.__module__.startswith("jef_daemon.")]
     return found + [further for inner in found for further in subclasses(inner)]
@@ -214,7 +271,9 @@ def texts(value: ast.expr, body: ast.AST) -> set[str]:
 
 
 def test_headers_are_those_that_the_code_writes() -> None:
-    written = set(re.findall(r'"(x-jef-[a-z-]+)"', page("jef_daemon/ledger/transaction.py")))
+    """And those that it reads: a header that only the readers of one side know is a mistake as well."""
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "jef_daemon").rglob("*.py")]
+    written = {name for source in sources for name in re.findall(r'"(x-jef-[a-z-]+)"', source)}
     assert written == set(re.findall(r"^\| `(x-jef-[a-z-]+)` \| [A-Z]", WIRE, re.MULTILINE))
 
 
