@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import shlex
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -13,33 +16,60 @@ from pathlib import Path
 
 import aio_pika
 import pytest
-from broker import PrivateBroker
+from broker import URL_VARIABLE, PrivateBroker
 
 from tests.acceptance.test_readme import README, ROOT, block
-from tests.support.amqp import Client
+from tests.support.amqp import Client, delete_all
 from tests.support.process import DaemonProcess
 
-WIRE = (ROOT / "docs/wire-protocol.md").read_text()
-LEASE_S = 6
-"""Instead of the page's 60."""
-HOLD = block("python", "import pika", WIRE)
 REQUEST = block("json", "retitle-42-1")
+HOLD = block("python", "import pika", (ROOT / "docs/wire-protocol.md").read_text())
+LEASE_S = 6.0
+"""Instead of the page's 60, so that renewals and their absence are seen in seconds."""
+
+
+@pytest.fixture(scope="module")
+def jef_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateBroker]:
+    """A broker whose names are those of the pages; never one of the outside."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv(URL_VARIABLE, raising=False)
+        private = PrivateBroker(tmp_path_factory.mktemp("jef-broker"))
+        private.start()
+        yield private
+        private.remove()
 
 
 @pytest.fixture
-def locking_daemon(own_broker: PrivateBroker, tmp_path: Path) -> Iterator[DaemonProcess]:
+def environment(jef_broker: PrivateBroker, tmp_path: Path) -> dict[str, str]:
+    data = str(tmp_path / "data")
+    return {"JEF_AMQP_URL": jef_broker.url, "JEF_DATA_DIR": data, "JEF_LOGGING__FORMAT": "json"}
+
+
+@pytest.fixture
+def locking_daemon(
+    jef_broker: PrivateBroker, environment: dict[str, str], tmp_path: Path
+) -> Iterator[DaemonProcess]:
     """A daemon with the README's executor, in the folder of its store."""
-    daemon = DaemonProcess(own_broker.url, "jef", tmp_path / "daemon")
+    daemon = DaemonProcess(jef_broker.url, "jef", tmp_path / "daemon")
     (daemon.folder / "retitle.py").write_text(block("python", "class Retitle"))
-    assert '[actions.retitle] executor = "retitle:Retitle"' in README
-    daemon.configure(f'python_path = ["{ROOT}", "{daemon.folder}"]', where="top")
-    daemon.cwd = daemon.folder
+    assert '`[actions.retitle] executor = "retitle:Retitle"`' in README
+    daemon.configuration.write_text('python_path = ["."]\n[actions.retitle]\nexecutor = "retitle:Retitle"\n')
     with sqlite3.connect(daemon.folder / "assets.db") as store:
         store.execute("CREATE TABLE assets (id INTEGER PRIMARY KEY, title TEXT, fence INTEGER)")
         store.execute("INSERT INTO assets VALUES (42, '', 0)")
-    daemon.start()
+    daemon.cwd = daemon.folder
+    daemon.start(ready=True, **environment, PYTHONPATH=str(ROOT))
     yield daemon
     daemon.kill()
+    asyncio.run(forget(jef_broker.url))
+
+
+async def forget(url: str) -> None:
+    """The next test's daemon has a ledger of its own."""
+    await delete_all(url, "jef")
+    async with await aio_pika.connect(url) as connection:
+        channel = await connection.channel()
+        await channel.exchange_delete("jef.lock-keeper")
 
 
 def asset(daemon: DaemonProcess) -> tuple[str, int]:
@@ -48,13 +78,15 @@ def asset(daemon: DaemonProcess) -> tuple[str, int]:
         return found
 
 
-async def test_the_store_refuses_an_older_number(locking_daemon: DaemonProcess, own_broker: PrivateBroker) -> None:
+async def test_the_store_refuses_an_older_number(
+    locking_daemon: DaemonProcess, environment: dict[str, str], jef_broker: PrivateBroker
+) -> None:
     """The README's two requests, then one after a write that knows of a later lock."""
-    async with Client(own_broker.url, "jef") as client:
+    async with Client(jef_broker.url, "jef") as client:
         await client.publish("retitle", REQUEST.encode())
         assert (await client.end_of("retitle-42-1"))["status"] == "COMPLETED"
         assert asset(locking_daemon) == ("Take one", 1)
-        done = locking_daemon.jef(*words(block("sh", "jef submit retitle")))
+        done = locking_daemon.jef(*shlex.split(block("sh", "jef submit retitle"))[1:], **environment)
         assert done.returncode == 0, done.stdout + done.stderr
         assert asset(locking_daemon) == ("Take two", 2)
         with sqlite3.connect(locking_daemon.folder / "assets.db") as store:
@@ -63,3 +95,113 @@ async def test_the_store_refuses_an_older_number(locking_daemon: DaemonProcess, 
         end = await client.end_of("retitle-42-3")
         assert (end["status"], end["error"]["type"]) == ("FAILED", "PermissionError")
         assert asset(locking_daemon) == ("Take two", 34)
+
+
+class Hold:
+    """`hold.py` around a program that writes its fencing number to a file, and then stays for a time."""
+
+    def __init__(self, url: str, folder: Path, stay_s: float) -> None:
+        self.folder = folder
+        folder.mkdir()
+        (folder / "hold.py").write_text(HOLD.replace("LEASE_S = 60\n", f"LEASE_S = {LEASE_S}\n"))
+        assert f"LEASE_S = {LEASE_S}" in (folder / "hold.py").read_text()
+        stay = f"echo $$ $FENCING_TOKEN > there.new; mv there.new there; exec sleep {stay_s}"
+        self.process = subprocess.Popen(
+            [sys.executable, "hold.py", "asset/42", "sh", "-c", stay],
+            cwd=folder,
+            env={**os.environ, "JEF_AMQP_URL": url},
+            stderr=(folder / "said").open("wb"),
+        )
+
+    @property
+    def there(self) -> list[int]:
+        """The program's process and number, once it runs."""
+        path = self.folder / "there"
+        return [int(word) for word in path.read_text().split()] if path.exists() else []
+
+    @property
+    def said(self) -> str:
+        return (self.folder / "said").read_text()
+
+
+def wait(is_true: Callable[[], object], within_s: float = 20) -> None:
+    until = time.monotonic() + within_s
+    while not is_true():
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def hold(jef_broker: PrivateBroker, tmp_path: Path) -> Iterator[Callable[[float], Hold]]:
+    made: list[Hold] = []
+
+    def make(stay_s: float) -> Hold:
+        made.append(Hold(jef_broker.url, tmp_path / f"hold-{len(made)}", stay_s))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.process.terminate()
+        each.process.wait(10)
+
+
+async def test_a_client_holds_a_lock_while_its_program_runs(
+    locking_daemon: DaemonProcess, jef_broker: PrivateBroker, hold: Callable[[float], Hold]
+) -> None:
+    """Longer than its lease; a job and a second client wait for it, in order, each with the next number."""
+    first = hold(1.5 * LEASE_S)
+    wait(lambda: first.there)
+    async with Client(jef_broker.url, "jef") as client:
+        await client.publish("retitle", REQUEST.encode())
+        await client.until(lambda: "WAITING_FOR_LOCK" in client.statuses("retitle-42-1"))
+        told = client.of("retitle-42-1")[1]["waitingFor"]
+        assert [name.partition("-")[0] for name in told["holders"]] == ["hold"]
+        second = hold(0)
+        wait(lambda: "2 in line behind ['hold-" in second.said)
+        assert first.process.wait(20) == 0
+        assert (await client.end_of("retitle-42-1"))["status"] == "COMPLETED"
+    assert second.process.wait(20) == 0
+    assert [first.there[1], asset(locking_daemon)[1], second.there[1]] == [1, 2, 3]
+
+
+async def test_a_client_whose_lock_is_taken_away_kills_its_program(
+    locking_daemon: DaemonProcess, jef_broker: PrivateBroker, hold: Callable[[float], Hold]
+) -> None:
+    """By an operator who says why."""
+    held = hold(600)
+    wait(lambda: held.there)
+    async with Client(jef_broker.url, "jef") as client:
+        request = {
+            "operation": "force-release",
+            "locks": [{"resource": "asset/42"}],
+            "reason": "lunch",
+            "by": "ann",
+        }
+        body = json.dumps(request).encode()
+        await client.channel.default_exchange.publish(aio_pika.Message(body), "jef.locks")
+        assert held.process.wait(20) == 1
+    assert "asset/42 is lost: released by force by ann: lunch" in held.said
+    assert not Path(f"/proc/{held.there[0]}").exists()
+
+
+def test_a_client_without_word_from_the_service_stops_in_time(
+    locking_daemon: DaemonProcess, hold: Callable[[float], Hold]
+) -> None:
+    held = hold(600)
+    wait(lambda: held.there)
+    locking_daemon.kill()
+    assert held.process.wait(LEASE_S) == 1
+    assert "no word from the lock service" in held.said
+    assert not Path(f"/proc/{held.there[0]}").exists()
+
+
+def test_a_client_that_is_stopped_leaves_nothing(
+    locking_daemon: DaemonProcess, hold: Callable[[float], Hold]
+) -> None:
+    """Neither its program nor the lock."""
+    held = hold(600)
+    wait(lambda: held.there)
+    held.process.send_signal(signal.SIGTERM)
+    assert held.process.wait(10) == 143
+    assert not Path(f"/proc/{held.there[0]}").exists()
+    assert hold(0).process.wait(LEASE_S / 2) == 0

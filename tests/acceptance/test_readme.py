@@ -19,9 +19,9 @@ ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 
 
-def block(language: str, containing: str) -> str:
-    """The README's block of code in a language that contains a text."""
-    found: list[str] = re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+def block(language: str, containing: str, page: str = README) -> str:
+    """A page's block of code in a language that contains a text."""
+    found: list[str] = re.findall(rf"^```{language}\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
     return next(text for text in found if containing in text)
 
 
