@@ -5,25 +5,28 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shlex
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import aio_pika
 import pytest
 from broker import URL_VARIABLE, PrivateBroker
 
 from tests.acceptance.test_readme import README, ROOT, block
-from tests.support.amqp import Client, delete_all
+from tests.support.amqp import Client
 from tests.support.process import DaemonProcess
 
 REQUEST = block("json", "retitle-42-1")
-HOLD = block("python", "import pika", (ROOT / "docs/wire-protocol.md").read_text())
+WIRE = (ROOT / "docs/wire-protocol.md").read_text()
+HOLD = block("python", "import pika", WIRE)
 LEASE_S = 6.0
 """Instead of the page's 60, so that renewals and their absence are seen in seconds."""
 
@@ -61,15 +64,22 @@ def locking_daemon(
     daemon.start(ready=True, **environment, PYTHONPATH=str(ROOT))
     yield daemon
     daemon.kill()
-    asyncio.run(forget(jef_broker.url))
+    asyncio.run(delete(jef_broker.url, names(jef_broker, "exchanges"), names(jef_broker, "queues")))
 
 
-async def forget(url: str) -> None:
-    """The next test's daemon has a ledger of its own."""
-    await delete_all(url, "jef")
+def names(broker: PrivateBroker, kind: str) -> list[str]:
+    """The exchanges or queues that are there, of the daemons' prefix."""
+    listed = json.loads(broker.ctl(f"list_{kind}", "name", "--formatter=json", "--quiet"))
+    return sorted(each["name"] for each in listed if each["name"].startswith("jef."))
+
+
+async def delete(url: str, exchanges: Sequence[str], queues: Sequence[str] = ()) -> None:
     async with await aio_pika.connect(url) as connection:
         channel = await connection.channel()
-        await channel.exchange_delete("jef.lock-keeper")
+        for name in exchanges:
+            await channel.exchange_delete(name)
+        for name in queues:
+            await channel.queue_delete(name)
 
 
 def asset(daemon: DaemonProcess) -> tuple[str, int]:
@@ -205,3 +215,59 @@ def test_a_client_that_is_stopped_leaves_nothing(
     assert held.process.wait(10) == 143
     assert not Path(f"/proc/{held.there[0]}").exists()
     assert hold(0).process.wait(LEASE_S / 2) == 0
+
+
+async def test_the_lock_service_moves_to_another_ledger_as_told(
+    locking_daemon: DaemonProcess, jef_broker: PrivateBroker, tmp_path: Path
+) -> None:
+    """A second daemon is none until the exchange is deleted; then numbers begin again."""
+    other = DaemonProcess(jef_broker.url, "jef", tmp_path / "other")
+    other.start()
+    try:
+        other.wait_for("locks_kept_elsewhere")
+        assert [await fence_of(jef_broker.url, name) for name in "ab"] == [1, 2]
+        locking_daemon.stop()
+        await delete(jef_broker.url, ["jef.lock-keeper"])
+        other.stop()
+        other.start()
+        assert await fence_of(jef_broker.url, "c") == 1
+    finally:
+        other.kill()
+
+
+async def fence_of(url: str, owner: str) -> int:
+    """The fencing number of a lock that is acquired and released."""
+    async with await aio_pika.connect(url) as connection:
+        channel = await connection.channel()
+        replies = await channel.declare_queue(exclusive=True)
+
+        async def ask(operation: str, **more: object) -> dict[str, Any]:
+            body = json.dumps({"operation": operation, "owner": owner, **more}).encode()
+            message = aio_pika.Message(body, reply_to=replies.name, correlation_id=operation)
+            await channel.default_exchange.publish(message, "jef.locks")
+            async with asyncio.timeout(20), replies.iterator(no_ack=True) as answers:
+                answer: dict[str, Any] = json.loads((await anext(answers)).body)
+                return answer
+
+        granted = await ask("acquire", locks=[{"resource": "moved"}])
+        assert (await ask("release"))["status"] == "RELEASED"
+        return int(granted["grants"][0]["fencingToken"])
+
+
+def test_the_broker_holds_what_the_page_says(
+    locking_daemon: DaemonProcess, jef_broker: PrivateBroker
+) -> None:
+    """Every exchange and queue of the prefix, and nothing else."""
+    with sqlite3.connect(locking_daemon.folder.parent / "data/ledger.db") as ledger:
+        identity = ledger.execute("SELECT id FROM identity").fetchone()[0]
+    declared = WIRE.partition("<!-- generated: topology -->")[2].partition("<!-- end of generated -->")[0]
+    rows = re.findall(r"^\| `(jef\.[^`]+)` \| (?:\w+ )?(exchange|queue)", declared, re.MULTILINE)
+    actions = ("checksum", "copy", "retitle")
+    for kind in ("exchange", "queue"):
+        said = {
+            name.replace("<ledger>", identity).replace("<action>", action)
+            for name, found in rows
+            for action in actions
+            if found == kind
+        }
+        assert names(jef_broker, f"{kind}s") == sorted(said)
