@@ -30,6 +30,7 @@ from jef_daemon.run.catalogue import Catalogue
 from jef_daemon.run.guardian import Guardian
 from jef_daemon.run.probe import examine
 from jef_daemon.settings import Settings
+from jef_daemon.supervision import Supervision
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -51,6 +52,7 @@ class Daemon:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._supervision = Supervision()
         self._stop_asked = asyncio.Event()
         self._haste_asked = asyncio.Event()
         self.ready = asyncio.Event()
@@ -109,10 +111,15 @@ class Daemon:
             async with asyncio.TaskGroup() as roles:
                 running = [
                     roles.create_task(role, name=name)
-                    for name, role in (*parts.roles, ("purge", self._purge(ledger)))
+                    for name, role in (
+                        *parts.roles,
+                        ("purge", self._purge(ledger)),
+                        ("supervision", self._supervise(parts, ledger)),
+                    )
                 ]
                 await self._begin(parts, ledger)
                 await self._stop_asked.wait()
+                self._supervision.stopping()
                 log.info("stopping", running=parts.worker.running)
                 await self._end(parts, ledger)
                 for task in running:
@@ -136,6 +143,24 @@ class Daemon:
             actions = sorted(parts.actions) if "worker" in roles else []
             log.info("ready", version=__version__, roles=roles, actions=actions, prefix=self._settings.prefix)
             self.ready.set()
+            self._supervision.ready()
+
+    async def _supervise(self, parts: Parts, ledger: SqlLedger) -> None:
+        waiting = 0
+
+        async def answers() -> None:
+            nonlocal waiting
+            if ledger.stalled is None:  # one that takes no writes is known to work on it
+                waiting = await ledger.waiting_for_locks()
+
+        def status() -> str:
+            broker = "" if parts.bus.connected.is_set() else ", no broker: trying to connect"
+            stalled = f", {ledger.stalled}" if ledger.stalled else ""
+            queued = sum(parts.backlog.queued.values())
+            running = parts.worker.running
+            return f"{running} running, {queued} queued, {waiting} waiting for locks{broker}{stalled}"
+
+        await self._supervision.run(status, answers, self.ready)
 
     async def _end(self, parts: Parts, ledger: SqlLedger) -> None:
         """Stop in the order of the flow: take nothing in, start nothing, let run, tell, let go."""

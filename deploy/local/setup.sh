@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Prepares this checkout: a Python, .venv with the locked packages, the project itself, a RabbitMQ.
 # Says what it does and how long it took; does nothing twice. Called by the Makefile.
-#   setup.sh [--tests]     with --tests: what the tests need besides (ffmpeg, spin, node, a C compiler)
+#   setup.sh [--tests]     with --tests: what the tests need besides (ffmpeg, spin, node, systemd, a C compiler)
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -90,6 +90,7 @@ if [ "${1:-}" = --tests ]; then
   command -v node >/dev/null || missing+=(nodejs)
   command -v npm >/dev/null || missing+=(npm)
   command -v spin >/dev/null || missing+=(spin)
+  command -v systemd-analyze >/dev/null || missing+=(systemd)
   command -v cc >/dev/null || missing+=(gcc libc6-dev)
   if [ ${#missing[@]} -gt 0 ]; then
     apt_install "${missing[@]}" || fail "the tests need these programs, install them and run this again: ${missing[*]}"

@@ -80,6 +80,12 @@ def queued(transaction: Transaction) -> dict[str, int]:
     return {row[0]: row[1] for row in transaction.connection.execute(_BACKLOG)}
 
 
+def waiting_for_locks(transaction: Transaction) -> int:
+    """How many executions wait for a lock."""
+    waiting = select(func.count()).where(_EX.status == "WAITING_FOR_LOCK", _EX.handed_back.is_(False))
+    return transaction.connection.scalar(waiting) or 0
+
+
 def _fitting(candidates: list[Any], capacity: Capacity) -> Iterable[Any]:
     """Those candidates, best first, that together fit slots and processes."""
     slots, processes = capacity.total, capacity.processes

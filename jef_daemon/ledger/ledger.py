@@ -188,6 +188,10 @@ class SqlLedger:
         """A page of executions whose locks are in a state (`job_locks`), by id, those later than `after`."""
         return cast("list[str]", await self._other(lambda transaction: transaction.locks.names(state, after)))
 
+    async def waiting_for_locks(self) -> int:
+        """How many executions wait for a lock; the answer comes from the writer, so it shows that it works."""
+        return cast("int", await self._other(claiming.waiting_for_locks))
+
     # --- updates and commands ----------------------------------------------------------------------------
 
     def updating(
