@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from pydantic_core import to_json
@@ -29,7 +30,7 @@ def accept(transaction: Transaction, arrivals: Sequence[Arrival | Refusal]) -> l
     words = []
     for arrival in arrivals:
         if isinstance(arrival, Refusal):
-            _refuse(transaction, arrival, known)
+            _refuse(transaction, arrival, known.keys() | new.keys())
             words.append(Accepted.REFUSED)
             continue
         execution_id = arrival.execution.execution_id
@@ -71,9 +72,12 @@ def _record(transaction: Transaction, arrivals: list[Arrival]) -> set[str]:
 
 def _again(transaction: Transaction, arrival: Arrival, execution: Execution) -> Accepted:
     """A redelivery or a duplicate: nothing runs twice for it."""
-    if execution.handed_back and execution.status in UNSTARTED:
+    came = arrival.execution
+    # Only what a daemon handed back counts so far. A copy of the request does not: the job is elsewhere by
+    # now, or has ended there, and would run twice.
+    if execution.handed_back and execution.status in UNSTARTED and came.sequence >= execution.sequence:
         execution.handed_back = False
-        execution.sequence = max(execution.sequence, arrival.execution.sequence)
+        execution.sequence, execution.attempt, execution.token = came.sequence, came.attempt, came.token
         transaction.update([execution])
         if execution.wants_locks:
             transaction.locks.come_back(execution)
@@ -89,7 +93,7 @@ def _again(transaction: Transaction, arrival: Arrival, execution: Execution) -> 
     return Accepted.FINISHED
 
 
-def _refuse(transaction: Transaction, refusal: Refusal, known: dict[str, Execution]) -> None:
+def _refuse(transaction: Transaction, refusal: Refusal, known: AbstractSet[str]) -> None:
     error, delivery = refusal.error, refusal.delivery
     headers = _plain(delivery.headers) | {
         "x-jef-reason": error.code,

@@ -288,6 +288,39 @@ async def test_unstarted_jobs_are_handed_back_once_and_can_come_again(ledger: Sq
     assert len(await ledger.claim(capacity())) == 1
 
 
+async def test_a_job_that_comes_again_goes_on_where_the_other_daemon_stopped(ledger: SqlLedger) -> None:
+    """Taken, interrupted and handed back there: attempt, sequence and token are those it left with."""
+    await ledger.accept([arrival("1")])
+    await ledger.hand_back()
+    again = Arrival(Execution("1", "a", token="new", sequence=7, attempt=3), "{}")
+    assert await ledger.accept([again]) == [Accepted.TAKEN_AGAIN]
+    [job] = await ledger.claim(capacity())
+    assert (job.execution.attempt, job.execution.sequence, job.execution.token) == (3, 8, "new")
+
+
+async def test_a_copy_of_a_handed_back_request_runs_nothing(ledger: SqlLedger) -> None:
+    """The job is with another daemon by now, or has ended there: only the hand-back itself brings it home."""
+    await ledger.accept([arrival("1")])
+    await ledger.claim(capacity())
+    await ledger.interrupt(lambda action: True, "died")
+    await ledger.hand_back()
+    assert await ledger.accept([arrival("1")]) == [Accepted.KNOWN]
+    older = arrival("1", sequence=1)  # an earlier hand-back, repeated because its confirm was lost
+    assert await ledger.accept([older]) == [Accepted.KNOWN]
+    assert await ledger.claim(capacity()) == []
+    home = arrival("1", sequence=3, attempt=2)
+    assert await ledger.accept([home, home]) == [Accepted.TAKEN_AGAIN, Accepted.KNOWN]
+    assert len(await ledger.claim(capacity())) == 1
+
+
+async def test_a_bad_copy_in_the_same_batch_fails_nobody(ledger: SqlLedger) -> None:
+    """The request beside it is fine, and is not told FAILED."""
+    error = RequestRefused("field-invalid", "priority: wrong", "9")
+    bad = Refusal(error, Delivery("a", b"{}", 1, 1), "a")
+    assert await ledger.accept([arrival("9"), bad]) == [Accepted.NEW, Accepted.REFUSED]
+    assert [message.exchange for message in await ledger.outbox(0, 10)] == ["t.dead", "t.status"]
+
+
 async def test_old_finished_executions_are_purged_in_steps(
     ledger: SqlLedger, clock: ManualClock, url: str
 ) -> None:
