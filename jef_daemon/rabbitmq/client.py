@@ -28,6 +28,7 @@ from jef_daemon.rabbitmq.topology import Topology
 _TIMEOUT_S = 5.0
 _MOST = 10_000
 """Dead letters looked at, at most."""
+_WHY = ("x-jef-reason", "x-jef-detail", "x-jef-routing-key")
 _LOOKS, _LOOK_AGAIN_S = 10, 0.2
 """Dead letters that somebody else looks at just now come back when he has looked."""
 
@@ -71,13 +72,22 @@ async def submit(
 
 
 async def _publish(
-    channel: AbstractChannel, names: Names, action: str, body: bytes, headers: Mapping[str, Any] | None
+    channel: AbstractChannel,
+    names: Names,
+    action: str,
+    body: bytes,
+    headers: Mapping[str, Any] | None,
+    *,
+    reply_to: str | None = None,
+    correlation_id: str | None = None,
 ) -> None:
     message = aio_pika.Message(
         body,
         content_type="application/json",
         delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
         headers=dict(headers or {}),
+        reply_to=reply_to,
+        correlation_id=correlation_id,
     )
     try:
         exchange = await channel.get_exchange(names.jobs)
@@ -213,10 +223,16 @@ async def take_dead_letters(url: str, names: Names, letters: Sequence[DeadLetter
                     continue
                 wanted[letter.identity] -= 1
                 if replay:
-                    headers = {
-                        key: value for key, value in letter.headers.items() if not key.startswith("x-")
-                    }
-                    await _publish(channel, names, letter.routing_key, letter.body, headers)
+                    headers = {key: value for key, value in letter.headers.items() if not _is_of_death(key)}
+                    await _publish(
+                        channel,
+                        names,
+                        letter.routing_key,
+                        letter.body,
+                        headers,
+                        reply_to=message.reply_to,
+                        correlation_id=message.correlation_id,
+                    )
                 await message.ack()
                 done += 1
                 if done == len(letters):
@@ -227,6 +243,11 @@ async def take_dead_letters(url: str, names: Names, letters: Sequence[DeadLetter
         # An acknowledgement written just before a quorum queue's connection closes is lost.
         await asyncio.sleep(0.5 if done else 0)
     return done
+
+
+def _is_of_death(header: str) -> bool:
+    """Why and how it died. All else goes along: what a daemon that handed it back had counted up to, too."""
+    return header.startswith(("x-death", "x-first-death-", "x-last-death-")) or header in _WHY
 
 
 async def _dead_letter_queue(channel: AbstractChannel, names: Names) -> AbstractQueue:

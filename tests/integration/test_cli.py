@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
+from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
 
 from jef_daemon.errors import ExitCode
 from jef_daemon.names import Names
@@ -41,6 +42,8 @@ async def running(daemon: DaemonProcess, client: Client) -> DaemonProcess:
 def start(daemon: DaemonProcess) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Starts a command that goes on; what is left of it is killed."""
     started: list[subprocess.Popen[str]] = []
+    # Run in the background of a script, we would have been told to ignore Ctrl-C, and so would they.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def popen(*arguments: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
@@ -60,6 +63,7 @@ def start(daemon: DaemonProcess) -> Iterator[Callable[..., subprocess.Popen[str]
     for process in started:
         process.kill()
         process.communicate()
+    signal.signal(signal.SIGINT, before)
 
 
 def fine(finished: Finished) -> str:
@@ -510,6 +514,30 @@ async def test_a_dead_letter_is_known_by_what_it_holds(running: DaemonProcess, c
     left = await dead_letters(client.url, names)
     assert [letter.body for letter in left] == [b"no JSON 3"]
     assert await take_dead_letters(client.url, names, found, replay=False) == 1
+
+
+async def test_a_replayed_letter_goes_on_where_it_was(running: DaemonProcess, client: Client) -> None:
+    """Who is to be answered, and how far a daemon that handed it back had counted, go along with it."""
+    answers = await client.channel.declare_queue(exclusive=True)
+    counted = {"x-jef-sequence": 6, "x-jef-attempt": 2, "traceparent": "00-1-2-01"}
+    body = b'{"executionId": "back", "configuration": {"text": "hello"}}'
+    await client.publish("held", body, headers=counted, reply_to=answers.name, correlation_id="c-1")
+    await client.until(lambda: bool(client.of("back")))
+    running.stop()
+    running.configure('[actions.held]\ncommand = ["echo", "{configuration.text}"]\n')
+    running.start()
+    assert fine(running.jef("dead-letters", "replay", "back")) == "1 sent again\n"
+    answer = await _next(answers)
+    told = json.loads(answer.body)
+    assert (told["status"], told["sequence"], told["attempt"]) == ("COMPLETED", 9, 2)
+    assert (answer.correlation_id, answer.headers) == ("c-1", {"traceparent": "00-1-2-01"})
+
+
+async def _next(queue: AbstractQueue) -> AbstractIncomingMessage:
+    async with asyncio.timeout(20):
+        while (message := await queue.get(fail=False)) is None:
+            await asyncio.sleep(0.05)
+    return message
 
 
 async def test_purge_deletes_what_has_ended(running: DaemonProcess, client: Client) -> None:
