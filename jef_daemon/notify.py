@@ -9,12 +9,14 @@ seen by (executionId, sequence).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Awaitable, Sequence
 from typing import Protocol
 
 import structlog
 
+from jef_daemon.errors import LedgerUnavailable
 from jef_daemon.ports import Outgoing
 
 log = structlog.get_logger()
@@ -126,7 +128,9 @@ class Notifier:
                 log.info("publishing_again", reason=str(error))
             self._lost = True
         else:
-            await self._ledger.confirm([message.id for message in batch])
+            # Closed without having taken writes again: told once more after the next start.
+            with contextlib.suppress(LedgerUnavailable):
+                await self._ledger.confirm([message.id for message in batch])
         finally:
             self._unconfirmed -= len(batch)
             self._changed.set()

@@ -63,6 +63,7 @@ class Writer:
         self._waiting: deque[Operation] = deque()
         self._wake = threading.Event()
         self._closing = threading.Event()
+        self._given_up = False
         self._next_id = 1
         self._thread = threading.Thread(target=self._run, name="ledger-writer", daemon=True)
         self.on_outbox: OnOutbox | None = None
@@ -81,6 +82,9 @@ class Writer:
     def submit(self, kind: str, argument: Any) -> asyncio.Future[Any]:
         """Put an operation in; the result comes when it is on disk."""
         done = self._loop.create_future()
+        if self._closing.is_set():  # nobody would answer, and whoever asks would wait for ever
+            done.set_exception(LedgerUnavailable("the ledger is closed"))
+            return done
         self._waiting.append(Operation(kind, argument, done))
         self._wake.set()
         return done
@@ -109,12 +113,15 @@ class Writer:
 
     def _commit(self, batch: list[Operation]) -> None:
         pause = _RETRY_FIRST_S
+        if self._given_up and self.stalled is not None:
+            return self._report(batch, [self.stalled] * len(batch), [])
         while True:
             try:
                 results, outbox = self._attempt(batch)
             except OperationalError as error:
                 self._stall(error)
                 if self._closing.wait(pause):
+                    self._given_up = True  # each try may take as long as the database waits for its lock
                     return self._report(batch, [self.stalled] * len(batch), [])
                 pause = min(pause * 2, _RETRY_MOST_S)
             except Exception as error:  # noqa: BLE001  one operation is at fault: find it, spare the others
@@ -168,6 +175,8 @@ class Writer:
                 continue
             if isinstance(result, BaseException):
                 operation.done.set_exception(result)
+                if isinstance(result, LedgerUnavailable):
+                    operation.done.exception()  # told already; who has given up waiting need not hear it
             else:
                 operation.done.set_result(result)
 

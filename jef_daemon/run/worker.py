@@ -11,7 +11,7 @@ import contextlib
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,6 +32,8 @@ log = structlog.get_logger()
 
 _TICK_S = 1.0
 """How late a job with `notBefore` may start."""
+_STOP_S = 5.0
+"""For an executor to be gone after it was killed."""
 
 
 class LedgerFutures(Ledger, Protocol):
@@ -154,20 +156,27 @@ class Worker:
             attempt.end(Stopped(actor=stop.actor, reason=stop.reason))
 
     async def drain(self, patience_s: float, haste: asyncio.Event) -> None:
-        """Let running jobs finish for a time, or until haste is asked for; then interrupt them."""
+        """Let running jobs finish for a time, or until haste is asked for; then interrupt them.
+
+        A ledger that takes no writes is not waited for longer than for the last notifications: what it has
+        not recorded then is settled at the next start.
+        """
+        flush_s = self._settings.shutdown.flush_s
         if self._claiming is not None:
-            await asyncio.wait({self._claiming})
+            await _within(asyncio.wait({self._claiming}), flush_s, haste)
         if self._running:
             log.info("draining", running=len(self._running), patience_s=patience_s)
-            hasten = asyncio.create_task(haste.wait())
-            finished = asyncio.create_task(_all_done(self._running))
-            await asyncio.wait({hasten, finished}, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
-            hasten.cancel()
-            finished.cancel()
+            await _within(_all_done(self._running), patience_s, haste)
         for task in self._running:
             task.cancel()
+        stop_s = self._settings.jobs.kill_grace_s + _STOP_S
+        await _within(_all_done(self._running), stop_s + flush_s, haste)
+        if haste.is_set():  # they are stopped all the same, in haste or not
+            await _within(_all_done(self._running), stop_s)
         if self._running:
-            await asyncio.wait(set(self._running))
+            log.warning(
+                "not_all_recorded", running=len(self._running), consequence="settled at the next start"
+            )
 
     # --- claiming ----------------------------------------------------------------------------------------
 
@@ -283,7 +292,7 @@ class Worker:
 
     async def _stop(self, running: asyncio.Task[Event], execution: Execution) -> None:
         running.cancel()
-        grace_s = self._settings.jobs.kill_grace_s + 5
+        grace_s = self._settings.jobs.kill_grace_s + _STOP_S
         _, still = await asyncio.wait({running}, timeout=grace_s)
         if still:
             log.error("executor_does_not_stop", execution_id=execution.execution_id, action=execution.action)
@@ -353,6 +362,18 @@ async def _clean(folder: str) -> None:
         os.unlink(mark)  # noqa: PTH108
     if os.path.isdir(folder):  # noqa: ASYNC240, PTH112 - microseconds; a thread would cost more
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+
+async def _within(
+    step: Coroutine[Any, Any, object], patience_s: float, haste: asyncio.Event | None = None
+) -> None:
+    """Wait for something, but no longer than a time, nor longer than until haste is asked for."""
+    waiting = {asyncio.create_task(step)}
+    if haste is not None:
+        waiting.add(asyncio.create_task(haste.wait()))
+    await asyncio.wait(waiting, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
+    for task in waiting:
+        task.cancel()
 
 
 async def _all_done(running: dict[asyncio.Task[None], Execution]) -> None:

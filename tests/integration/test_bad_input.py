@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import sqlite3
 from collections import Counter
 from pathlib import Path
@@ -325,6 +326,35 @@ async def test_a_locked_ledger_is_waited_out(daemon: DaemonProcess, client: Clie
     other.execute("ROLLBACK")
     assert (await client.end_of("1"))["status"] == "COMPLETED"
     assert daemon.starts() == [("1", 1)]
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+async def test_a_locked_ledger_does_not_keep_a_daemon_from_stopping(
+    daemon: DaemonProcess, client: Client, signals: int
+) -> None:
+    """It ends in its time, sooner when hastened; the next life settles what could not be recorded."""
+    patience_s = {1: 2.0, 2: 600.0}[signals]
+    daemon.configure(shutdown={"drain_s": patience_s, "flush_s": patience_s})
+    daemon.start()
+    await client.submit("slow", "1", {"seconds": 600})
+    await client.submit("blocking", "2", {"seconds": 600})
+    await client.until(lambda: all("RUNNING" in client.statuses(name) for name in ("1", "2")))
+    with contextlib.closing(
+        sqlite3.connect(daemon.folder / "data" / "ledger.db", isolation_level=None)
+    ) as other:
+        other.execute("BEGIN IMMEDIATE")
+        await client.submit("quick", "3")
+        await asyncio.to_thread(daemon.wait_for, "ledger_unavailable")
+        for _ in range(signals):
+            daemon.signal(signal.SIGTERM)
+            await asyncio.to_thread(daemon.wait_for, "stopping")
+        assert await asyncio.to_thread(daemon.wait, 60) == 0
+    assert "never retrieved" not in daemon.log.read_text()
+    daemon.start()
+    for name in ("1", "2"):
+        assert (await client.end_of(name))["error"]["type"] == "Interrupted"
+    assert (await client.end_of("3"))["status"] == "COMPLETED"
+    assert Counter(daemon.starts()) == {("1", 1): 1, ("2", 1): 1, ("3", 1): 1}
 
 
 def test_a_read_only_ledger_is_one_sentence(daemon: DaemonProcess, tmp_path: Path) -> None:
