@@ -63,6 +63,7 @@ class Notifier:
         self._ready: deque[Outgoing] = deque()
         self._sent_up_to = 0
         self._committed_up_to = 0
+        self._read_up_to = 0
         self._behind = True  # an earlier life may have left something
         self._unconfirmed = 0
         self._lost = False
@@ -77,7 +78,8 @@ class Notifier:
         if self._behind or len(self._ready) > _IN_MEMORY:
             self._behind = True
         else:
-            self._ready.extend(messages)
+            # A page read just now may have shown them before their commit was handed over.
+            self._ready.extend(message for message in messages if message.id > self._read_up_to)
         self._empty.clear()
         self._changed.set()
 
@@ -150,6 +152,8 @@ class Notifier:
         committed = self._committed_up_to
         found = await self._ledger.outbox(self._sent_up_to, _AT_ONCE)
         self._ready.extend(found)
+        if found:
+            self._read_up_to = found[-1].id
         # A commit while we read may be missing from what we read: then it is read next time.
         if len(found) < _AT_ONCE and committed == self._committed_up_to:
             self._behind = False

@@ -102,6 +102,21 @@ async def test_a_commit_during_the_reading_is_not_missed() -> None:
     assert bus.sent == [7, 8]
 
 
+async def test_a_commit_that_was_read_before_it_was_handed_over_is_sent_once() -> None:
+    """A handed-back job that went out twice would run on two daemons."""
+    outbox, bus = FakeOutbox(), FakeBus()
+    notifier, task = await start(outbox, bus)
+    outbox.on_commit = None  # on disk already, the news of it still on its way to the event loop
+    outbox.commit(message(1), message(2))
+    async with asyncio.timeout(5):
+        await notifier.flush()
+    notifier.put([message(1), message(2)])
+    notifier.put([message(3)])
+    outbox.kept[3] = message(3)
+    await finish(notifier, task)
+    assert bus.sent == [1, 2, 3]
+
+
 async def test_everything_unconfirmed_is_sent_again_in_order() -> None:
     """Also what was on its way when the connection was lost."""
     outbox, bus = FakeOutbox(), FakeBus()
