@@ -333,7 +333,7 @@ async def test_a_locked_ledger_does_not_keep_a_daemon_from_stopping(
     daemon: DaemonProcess, client: Client, signals: int
 ) -> None:
     """It ends in its time, sooner when hastened; the next life settles what could not be recorded."""
-    patience_s = {1: 2.0, 2: 600.0}[signals]
+    patience_s = {1: 0.5, 2: 600.0}[signals]
     daemon.configure(shutdown={"drain_s": patience_s, "flush_s": patience_s})
     daemon.start()
     await client.submit("slow", "1", {"seconds": 600})
