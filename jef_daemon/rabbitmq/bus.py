@@ -92,7 +92,6 @@ class RabbitBus:
         """
         while True:
             session = await self._connect()
-            self._session = session
             self._has_been_connected = True
             self._connected.set()
             log.info("broker_connected", broker=self._where, session=session.number)
@@ -151,9 +150,12 @@ class RabbitBus:
             # early hangs there for a minute, one that is asked again is answered at once.
             async with asyncio.timeout(_SET_UP_S):
                 await session.set_up(self._topology)
+                # Before the first delivery: what comes while the others are set up is acknowledged, too.
+                self._session = session
                 for source in sorted(self._wanted):
                     await self._consume(session, source)
         except Exception as error:  # noqa: BLE001 - the client raises what it likes; told and tried again
+            self._session = None
             if session is not None:
                 await session.discard()
             raise meaning(error, self._where) or error from None

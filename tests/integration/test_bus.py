@@ -1,0 +1,71 @@
+"""The bus on a real broker: what only shows between two steps of a session's set-up."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import pytest
+
+from jef_daemon.names import Names
+from jef_daemon.ports import Delivery
+from jef_daemon.rabbitmq import RabbitBus
+from jef_daemon.rabbitmq.session import Session
+from jef_daemon.settings import Bus
+from tests.support.amqp import Client
+
+
+@contextlib.asynccontextmanager
+async def running(bus: RabbitBus) -> AsyncIterator[None]:
+    task = asyncio.create_task(bus.run())
+    try:
+        async with asyncio.timeout(30):
+            await bus.connected.wait()
+        yield
+    finally:
+        await bus.stop()
+        task.cancel()
+        await asyncio.wait({task})
+
+
+async def test_what_comes_while_the_session_is_set_up_is_acknowledged(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first queue delivers before the second is consumed; its acknowledgement must not get lost.
+
+    It would be held for half an hour, and then the broker would close the channel for it.
+    """
+    names = Names(client.prefix)
+    acknowledged = asyncio.Event()
+    came: list[Delivery] = []
+    tasks = []
+
+    async def acknowledge(delivery: Delivery) -> None:
+        await bus.acknowledge([delivery])
+        acknowledged.set()
+
+    def take(delivery: Delivery) -> None:
+        came.append(delivery)
+        tasks.append(asyncio.create_task(acknowledge(delivery)))
+
+    consume = Session.consume
+
+    async def slowly(session: Session, source: str, queue: str) -> None:
+        if source == "slow" and "slow" not in session._tags:
+            async with asyncio.timeout(20):
+                await acknowledged.wait()
+        await consume(session, source, queue)
+
+    bus = RabbitBus(client.url, names, ["quick", "slow"], Bus(), take)
+    async with running(bus):
+        await client.submit("quick", "1")
+    monkeypatch.setattr(Session, "consume", slowly)
+    bus = RabbitBus(client.url, names, ["quick", "slow"], Bus(), take)
+    for action in ("quick", "slow"):
+        await bus.resume(action)
+    async with running(bus):
+        assert [delivery.source for delivery in came] == ["quick"]
+    queue = await client.channel.declare_queue(names.job_queue("quick"), passive=True)
+    assert queue.declaration_result.message_count == 0
+    assert len(came) == 1
