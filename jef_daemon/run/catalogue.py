@@ -136,7 +136,7 @@ def load(spec: ActionSpec) -> ActionExecutor:
             f"{where}: there is no module {error.name} (looked in {looked}, …); "
             "install it or add its folder to python_path"
         ) from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ExecutorNotLoaded(
             f"{where}: importing {module_name} raised {type(error).__name__}: {error}"
         ) from error
@@ -155,7 +155,7 @@ def _make(kind: type[ActionExecutor], spec: ActionSpec, where: str) -> ActionExe
         return kind(settings)
     except ValidationError as error:
         raise ExecutorNotLoaded(f"{where}: {explain(error)}") from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ExecutorNotLoaded(
             f"{where}: {kind.__name__}() raised {type(error).__name__}: {error}"
         ) from error

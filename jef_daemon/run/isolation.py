@@ -88,8 +88,8 @@ class ProcessPool:
     ) -> Event | None:
         """Call an executor in a process. Cancelling the caller stops the process: SIGTERM, grace, SIGKILL."""
         key = f"{job.execution_id}#{job.attempt}#{job.call}"
-        self._reports[key] = report, save
         seat = await self._take_seat()
+        self._reports[key] = report, save
         try:
             last, outcome = await seat.run(spec, job, key)
         except Crashed as crash:
@@ -128,7 +128,12 @@ class ProcessPool:
     async def _new_seat(self) -> _Seat:
         seat = _Seat(self._context, str(self._folder / "progress"), self._python_path)
         self._all.add(seat)
-        await seat.start()
+        try:
+            await seat.start()
+        except BaseException:  # cancelled above all: whoever wanted it has gone, nobody else knows of it
+            self._all.discard(seat)
+            seat.kill()
+            raise
         return seat
 
     def _return_seat(self, seat: _Seat) -> None:

@@ -175,6 +175,7 @@ def test_what_cannot_be_loaded(executor: str, said: str) -> None:
         ("import no_such_library_x", "there is no module no_such_library_x"),
         ("1 / 0", "importing {} raised ZeroDivisionError: division by zero"),
         ("def", "importing {} raised SyntaxError"),
+        ("raise SystemExit(3)", "importing {} raised SystemExit: 3"),
         ("None.x", "importing {} raised AttributeError: 'NoneType' object has no attribute 'x'"),
     ],
 )
