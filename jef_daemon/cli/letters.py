@@ -40,8 +40,8 @@ def list_(
             typer.echo(json.dumps(_told(letter)))
         else:
             typer.echo(
-                f"{letter.number:>5}  {letter.reason:<22}{letter.routing_key:<20}{letter.execution_id or '-':<26}"
-                f"{letter.detail}"
+                f"{letter.number:>5}  {letter.reason:<20}  {letter.routing_key:<18}  "
+                f"{letter.execution_id or '-':<32}  {letter.detail}"
             )
 
 

@@ -523,6 +523,13 @@ async def test_a_replayed_letter_goes_on_where_it_was(running: DaemonProcess, cl
     body = b'{"executionId": "back", "configuration": {"text": "hello"}}'
     await client.publish("held", body, headers=counted, reply_to=answers.name, correlation_id="c-1")
     await client.until(lambda: bool(client.of("back")))
+    assert fine(running.jef("dead-letters", "list")).split()[:4] == ["1", "unroutable", "held", "back"]
+    long = "k" * 60  # columns never grow together
+    await client.publish(long, b'{"executionId": "%s"}' % (b"e" * 60))
+    await client.until(lambda: bool(client.of("e" * 60)))
+    while len(listed := fine(running.jef("dead-letters", "list")).splitlines()) < 2:
+        await asyncio.sleep(0.1)
+    assert listed[1].split()[:5] == ["2", "unroutable", long, "e" * 60, "no"]
     running.stop()
     running.configure('[actions.held]\ncommand = ["echo", "{configuration.text}"]\n')
     running.start()
