@@ -111,7 +111,10 @@ CHANGE_WANT = (
     .where((_WANTS.firm != bindparam("is_firm")) | (_WANTS.blocked != bindparam("is_blocked")))
     .values(firm=bindparam("is_firm"), blocked=bindparam("is_blocked"))
 )
-DROP_WANTS = delete(schema.lock_wants).where(_WANTS.ticket == bindparam("t"))
+# With the resource, as the key begins with it: by the ticket alone the whole table would be read.
+DROP_WANT = delete(schema.lock_wants).where(
+    _WANTS.resource == bindparam("r"), _WANTS.ticket == bindparam("t")
+)
 PROLONG_GRANTS = (
     update(schema.lock_grants)
     .where(_GRANTS.lease_until < bindparam("least"))

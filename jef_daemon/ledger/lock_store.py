@@ -229,7 +229,8 @@ class LockStore:
     def _drop_waiter(self, change: DropWaiter) -> None:
         waiter = change.waiter
         self._connection.execute(sql.DROP_WAITER, {"t": waiter.ticket})
-        self._connection.execute(sql.DROP_WANTS, {"t": waiter.ticket})
+        wants = [{"r": resource, "t": waiter.ticket} for resource, _ in waiter.locks]
+        self._connection.execute(sql.DROP_WANT, wants)
         for resource, mode in waiter.locks:
             self._count(resource, -1)
             self.touched.add(resource)
