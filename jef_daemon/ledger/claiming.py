@@ -87,14 +87,16 @@ def waiting_for_locks(transaction: Transaction) -> int:
 
 
 def _fitting(candidates: list[Any], capacity: Capacity) -> Iterable[Any]:
-    """Those candidates, best first, that together fit slots and processes."""
+    """Those candidates, best first, that together fit slots, places of their action and processes."""
     slots, processes = capacity.total, capacity.processes
+    places = dict(capacity.by_action)  # an action's granted jobs and its queued ones share them
     for row in candidates:
         is_blocking = row.action in capacity.blocking
         if slots <= 0:
             return
-        if is_blocking and processes <= 0:
+        if places[row.action] <= 0 or (is_blocking and processes <= 0):
             continue
         slots -= 1
+        places[row.action] -= 1
         processes -= is_blocking
         yield row
