@@ -158,18 +158,22 @@ class LockClient:
             log.warning("lock_answer_unreadable", detail=str(error))
             return None
         correlation_id = delivery.correlation_id or ""
-        if reply.status == Answer.KEPT and (sent := self._sent.pop(correlation_id, None)):
-            self._note_kept(*sent, lost=reply.lost or ())
+        if reply.status == Answer.KEPT:
+            sent = self._sent.pop(correlation_id, None)
+            if sent is None:
+                # Heard before, or too old: what it says is lost may have been granted since.
+                return None
+            self._note_kept(*sent, kept=reply.held or ())
         return Heard(reply, correlation_id)
 
     def _note_kept(
-        self, sent_at: float, sent_wall: float, running: Iterable[str], *, lost: Iterable[str]
+        self, sent_at: float, sent_wall: float, running: Iterable[str], *, kept: Iterable[str]
     ) -> None:
         self._answered_up_to = max(self._answered_up_to, sent_wall)
-        gone = set(lost)
+        still = set(kept)  # Who is named as neither held nor lost waits, and holds nothing.
         for name in running:
             held = self._held.get(name)
-            if held is not None and name not in gone:
+            if held is not None and name in still:
                 held.until = max(held.until, sent_at + self._times.lease_s)
 
     def _lose(self, lost: Lost) -> None:
