@@ -131,7 +131,9 @@ class Hearing:
 
     def _kept(self, reply: LockReply, found: dict[str, JobLocks]) -> None:
         for owner in reply.lost or ():
-            if row := found.get(owner):
+            row = found.get(owner)
+            # What is asked for just now is not there yet.
+            if row is not None and row.state != "asked":
                 self._lose(row, "the lease ended")
                 self._changed[owner] = row
         for owner in reply.held or ():
@@ -149,7 +151,8 @@ class Hearing:
             self._note(row, "LockLost", reason)
         elif row.state in _UNSTARTED:
             self._note(row, "LockLost", f"{reason}; asked for again")
-            self._book.ask(row)
+            # Perhaps one of several is gone: who still holds the others would be refused.
+            self._book.give_back(row)
 
     def _await(self, row: JobLocks, place: dict[str, Any], reason: str = "") -> None:
         told = json.dumps(place)

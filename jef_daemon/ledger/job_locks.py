@@ -33,12 +33,14 @@ _MOST = 500
 """Rows that one step looks at."""
 _NEW_ATTEMPT = (Retried, Interrupted)
 
+_CHANGING = ("attempt", "number", "state", "at", "grants", "place")
+
 _INSERT = insert(schema.job_locks)
 _DELETE = delete(schema.job_locks).where(_JL.execution_id == bindparam("key"))
 _SET = (
     update(schema.job_locks)
     .where(_JL.execution_id == bindparam("key"))
-    .values({name: bindparam(f"new_{name}") for name in ("attempt", "state", "at", "grants", "place")})
+    .values({name: bindparam(f"new_{name}") for name in _CHANGING})
 )
 _DUE = (
     select(schema.job_locks)
@@ -61,6 +63,8 @@ class JobLocks:
     execution_id: str
     action: str
     attempt: int
+    number: int
+    """Of the request: it rises with each one that follows a release."""
     locks: str
     state: str
     at: float
@@ -74,8 +78,11 @@ class JobLocks:
 
     @property
     def correlation_id(self) -> str:
-        """By which answers are told apart from those to earlier attempts; it rises from one to the next."""
-        return f"{self.execution_id}#{self.attempt:06d}"
+        """By which answers are told apart from those to earlier requests; it rises from one to the next.
+
+        Not the attempt: a release that the broker repeats must not undo what the same attempt asked for after it.
+        """
+        return f"{self.execution_id}#{self.number:09d}"
 
 
 class Post(Protocol):
@@ -123,7 +130,7 @@ class LockBook:
         new = []
         for execution, locks in wanting:
             row = JobLocks(
-                execution.execution_id, execution.action, execution.attempt, json.dumps(locks), "later", 0
+                execution.execution_id, execution.action, execution.attempt, 1, json.dumps(locks), "later", 0
             )
             self._ask_or_wait(row, execution.not_before)
             new.append({name: getattr(row, name) for name in JobLocks.__slots__})
@@ -175,9 +182,9 @@ class LockBook:
 
     def put(self, changed: Iterable[JobLocks]) -> None:
         """Write rows back."""
-        new = ("attempt", "state", "at", "grants", "place")
         values = [
-            {"key": row.execution_id} | {f"new_{name}": getattr(row, name) for name in new} for row in changed
+            {"key": row.execution_id} | {f"new_{name}": getattr(row, name) for name in _CHANGING}
+            for row in changed
         ]
         if values:
             self._connection.execute(_SET, values)
@@ -228,6 +235,7 @@ class LockBook:
     def _release(self, row: JobLocks) -> None:
         if row.state not in {"later", "released"}:
             self._send(row, wire.release(row.execution_id))
+            row.number += 1
 
     def _send(self, row: JobLocks, body: bytes) -> None:
         self._post("", self._queue, body, None, row.correlation_id, self._reply_to)

@@ -251,6 +251,7 @@ job_locks = Table(
     Column("execution_id", Text, primary_key=True),
     Column("action", Text, nullable=False),
     Column("attempt", Integer, nullable=False),
+    Column("number", Integer, nullable=False, comment="of the request"),
     Column("locks", Text, nullable=False, comment="JSON: [[resource, mode], ...]"),
     Column("state", String, nullable=False, comment="see ledger.job_locks"),
     Column("at", Double, nullable=False, comment="what it means depends on the state"),

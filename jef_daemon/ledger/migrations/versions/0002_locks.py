@@ -87,6 +87,7 @@ def upgrade() -> None:
         sa.Column("execution_id", sa.Text(), primary_key=True),
         sa.Column("action", sa.Text(), nullable=False),
         sa.Column("attempt", sa.Integer(), nullable=False),
+        sa.Column("number", sa.Integer(), nullable=False, comment="of the request"),
         sa.Column("locks", sa.Text(), nullable=False, comment="JSON: [[resource, mode], ...]"),
         sa.Column("state", sa.String(), nullable=False, comment="see ledger.job_locks"),
         sa.Column("at", sa.Double(), nullable=False, comment="what it means depends on the state"),
@@ -118,7 +119,7 @@ def _ask_for_those_that_wait(job_locks: sa.Table) -> None:
         "WHERE wants_locks AND NOT handed_back AND status IN ('QUEUED', 'WAITING_FOR_LOCK')"
     )).all()
     rows = [
-        {"execution_id": row[0], "action": row[1], "attempt": row[2], "state": "later", "at": 0.0,
+        {"execution_id": row[0], "action": row[1], "attempt": row[2], "number": 1, "state": "later", "at": 0.0,
          "locks": json.dumps([[lock["resource"], lock["mode"]] for lock in json.loads(row[3])["locks"]])}
         for row in found
     ]
