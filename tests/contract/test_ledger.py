@@ -16,19 +16,7 @@ from jef_daemon.lifecycle import Completed, Execution, Failed, Progressed, Statu
 from jef_daemon.names import Names
 from jef_daemon.ports import Accepted, Arrival, Capacity, Delivery, Outgoing, Refusal
 from jef_daemon.rabbitmq import frames
-
-
-class ManualClock:
-    """A clock that moves when told."""
-
-    def __init__(self) -> None:
-        self.time = 1_000_000.0
-
-    def now(self) -> float:
-        return self.time
-
-    def monotonic(self) -> float:
-        return self.time
+from tests.support.clock import ManualClock
 
 
 @pytest.fixture

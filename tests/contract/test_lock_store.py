@@ -30,7 +30,7 @@ from jef_daemon.lock.requests import (
 from jef_daemon.lock.state import Among, LockView, Mode
 from jef_daemon.testing.locks import MemoryLocks
 from tests.support.lock_machine import LockMachine, Store, depth
-from tests.support.stored_locks import StoredLocks, migrated
+from tests.support.stored_locks import StoredLocks, fresh
 
 NOW = 1000.0
 LIMITS = Limits(overtakes=2, patience_s=600.0, batch=4)
@@ -80,7 +80,7 @@ StoredMachine.TestCase.settings = depth(25, 300)
 @pytest.fixture(scope="module")
 def history_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One database for all histories."""
-    StoredMachine.engine = migrated(f"sqlite:///{tmp_path_factory.mktemp('histories') / 'ledger.db'}")
+    StoredMachine.engine = open_engine(fresh(tmp_path_factory.mktemp("histories") / "ledger.db"))
     yield
     StoredMachine.engine.dispose()
 
@@ -99,7 +99,7 @@ def in_memory(folder: Path) -> Iterator[Desk]:
 
 @contextmanager
 def in_database(folder: Path) -> Iterator[Desk]:
-    engine = migrated(f"sqlite:///{folder / 'ledger.db'}")
+    engine = open_engine(fresh(folder / "ledger.db"))
     with engine.begin() as connection:
         yield Desk(StoredLocks(connection, LIMITS))
     engine.dispose()
@@ -324,12 +324,12 @@ def test_both_answer_a_long_story_alike(tmp_path: Path) -> None:
 
 @pytest.fixture
 def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'ledger.db'}"
+    return fresh(tmp_path / "ledger.db")
 
 
 @pytest.fixture
 def engine(url: str) -> Iterator[Engine]:
-    made = migrated(url)
+    made = open_engine(url)
     yield made
     made.dispose()
 
@@ -434,7 +434,7 @@ def test_resources_whose_queue_moved_are_named(engine: Engine) -> None:
 
 async def test_old_history_is_purged_and_numbers_are_not(url: str) -> None:
     """In steps, to the line; the fencing numbers stay for ever."""
-    engine = migrated(url)
+    engine = open_engine(url)
     for number in range(5):
         run(engine, ask("a", ("x", X)), Release(owner="a"), now=NOW + number)
     engine.dispose()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 
-from sqlalchemy import Connection, Engine, select
+from sqlalchemy import Connection, select
 
 from jef_daemon.ledger import schema
 from jef_daemon.ledger.lock_store import LockStore
@@ -15,11 +18,20 @@ from jef_daemon.lock.requests import Limits, Reply, Request
 from jef_daemon.lock.state import Grant, Mode, Waiter
 
 
-def migrated(url: str) -> Engine:
-    """An engine for a ledger with all its tables."""
-    engine = open_engine(url)
-    migrate(engine)
-    return engine
+def fresh(path: Path) -> str:
+    """The URL of a new ledger with all its tables; migrated once for all, as that takes longer than most tests."""
+    path.write_bytes(_empty())
+    return f"sqlite:///{path}"
+
+
+@cache
+def _empty() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "ledger.db"
+        engine = open_engine(f"sqlite:///{path}")
+        migrate(engine)
+        engine.dispose()
+        return path.read_bytes()
 
 
 class StoredLocks:
