@@ -69,6 +69,9 @@ class Publisher:
         await self._room.wait()
         channel = self._channel
         confirmed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if not messages:
+            confirmed.set_result(None)  # no confirmation would ever come that could settle it
+            return confirmed
         batch = _Batch(len(messages), confirmed)
         payload = b"".join(
             frames.publish(

@@ -180,7 +180,8 @@ class Session:
     def _lose_replies(self, error: BaseException | None) -> None:
         replies, self._replies = self._replies, None
         if replies is not None:
-            log.warning("replies_lost", replies=replies.unconfirmed, reason=str(error))
+            if replies.unconfirmed:
+                log.warning("replies_lost", replies=replies.unconfirmed, reason=str(error))
             replies.fail("the channel of replies was closed")
 
     async def acknowledge(self, source: str, up_to: int) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+
+import aio_pika
+
 from tests.support.amqp import Client
 from tests.support.process import DaemonProcess
 
@@ -40,3 +44,17 @@ async def test_two_jobs_with_one_lock_run_one_after_the_other(daemon: DaemonProc
     }
     assert not overlaps(client, "1", "2")
     assert "WAITING_FOR_LOCK" not in client.statuses("3")
+
+
+async def test_answers_to_others_leave_the_outbox(daemon: DaemonProcess, client: Client) -> None:
+    """A transaction that tells nobody but a foreign client is confirmed as any other, and not told again."""
+    daemon.start()
+    answers = await client.channel.declare_queue(exclusive=True)
+    request = aio_pika.Message(b'{"operation": "inspect"}', reply_to=answers.name, correlation_id="1")
+    await client.channel.default_exchange.publish(request, f"{client.prefix}.locks")
+    async with asyncio.timeout(20):
+        while (answer := await answers.get(fail=False)) is None:
+            await asyncio.sleep(0.05)
+    assert answer.correlation_id == "1"
+    assert await asyncio.to_thread(daemon.stop) == 0
+    assert not {"not_all_told", "replies_lost"} & {event["event"] for event in daemon.events()}
