@@ -1,10 +1,14 @@
-"""Publishes requests as fast as the broker takes them. Usage: `producer.py AMQP_URL PREFIX FIRST COUNT`."""
+"""Publishes requests as fast as the broker takes them. Usage: `producer.py AMQP_URL PREFIX FIRST COUNT [LOCK]`.
+
+LOCK is a resource that each wants EXCLUSIVE; `{}` in it becomes the request's number.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
-from typing import cast
+from typing import Any, cast
 
 import aio_pika
 import aiormq
@@ -15,7 +19,7 @@ from jef_daemon.rabbitmq.publisher import Publisher
 _AT_ONCE = 500
 
 
-async def main(url: str, prefix: str, first: int, count: int) -> None:
+async def main(url: str, prefix: str, first: int, count: int, lock: str = "") -> None:
     """Publish, wait for the confirms."""
     connection = await aio_pika.connect(url)
     channel = await connection.channel(publisher_confirms=True)
@@ -23,16 +27,18 @@ async def main(url: str, prefix: str, first: int, count: int) -> None:
     confirms = []
     for start in range(first, first + count, _AT_ONCE):
         numbers = range(start, min(start + _AT_ONCE, first + count))
-        messages = [
-            Outgoing(
-                number, f"{prefix}.jobs", "nothing", b'{"executionId": "b%d", "configuration": {}}' % number
-            )
-            for number in numbers
-        ]
+        messages = [Outgoing(number, f"{prefix}.jobs", "nothing", _body(number, lock)) for number in numbers]
         confirms.append(await publisher.publish(messages))
     await asyncio.gather(*confirms)
     await connection.close()
 
 
+def _body(number: int, lock: str) -> bytes:
+    request: dict[str, Any] = {"executionId": f"b{number}", "configuration": {}}
+    if lock:
+        request["locks"] = [{"resource": lock.format(number), "mode": "EXCLUSIVE"}]
+    return json.dumps(request).encode()
+
+
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))
+    asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), *sys.argv[5:]))
