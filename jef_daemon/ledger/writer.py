@@ -5,6 +5,10 @@ is there, never waits for more, and runs it in one transaction, kinds in this or
 (the lock service's), hear (its answers), claim, confirm, anything else. So a request that meets a free slot is
 QUEUED and RUNNING with a single fsync.
 
+Confirmations are in no hurry: what is forgotten late is told twice at worst, after a crash. They ride with the
+next transaction, and get one of their own only when nothing else comes: otherwise each status would cost two
+fsyncs, and the next one would wait for the second.
+
 If an operation is at fault, the batch is rolled back and each operation runs alone, so that only the
 culprit fails. If the ledger is at fault (disk full, locked, read-only), the batch is tried again until it
 goes through: callers wait, nothing is lost, the log says so once.
@@ -33,6 +37,8 @@ log = structlog.get_logger()
 
 _RETRY_FIRST_S = 0.2
 _RETRY_MOST_S = 5.0
+_CONFIRM_WITHIN_S = 0.05
+"""How long a confirmation waits for a transaction to ride with."""
 _KINDS = ("accept", "apply", "decide", "hear", "claim", "confirm", "other")
 """Order within a transaction."""
 
@@ -62,6 +68,7 @@ class Writer:
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[Operation] = deque()
         self._wake = threading.Event()
+        self._waking: asyncio.TimerHandle | None = None
         self._closing = threading.Event()
         self._given_up = False
         self._next_id = 1
@@ -86,8 +93,15 @@ class Writer:
             done.set_exception(LedgerUnavailable("the ledger is closed"))
             return done
         self._waiting.append(Operation(kind, argument, done))
-        self._wake.set()
+        if kind != "confirm":
+            self._wake.set()
+        elif self._waking is None:
+            self._waking = self._loop.call_later(_CONFIRM_WITHIN_S, self._wake_late)
         return done
+
+    def _wake_late(self) -> None:
+        self._waking = None
+        self._wake.set()
 
     async def close(self) -> None:
         """Write what is waiting, then end the thread. A stalled ledger is not waited for."""

@@ -390,6 +390,28 @@ async def test_a_locked_ledger_is_waited_for(ledger: SqlLedger, tmp_path: Path) 
     assert ledger.stalled is None
 
 
+async def test_confirmations_ride_with_the_next_transaction(
+    ledger: SqlLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They cost none of their own while there is other work, and get one where there is none."""
+    assert ledger._writer is not None
+    await ledger.accept([arrival("1")])
+    [first] = await ledger.outbox(0, 10)
+    await ledger.confirm([first.id])
+    assert await ledger.outbox(0, 10) == []
+    monkeypatch.setattr("jef_daemon.ledger.writer._CONFIRM_WITHIN_S", 3600)
+    await ledger.accept([arrival("2")])
+    [second] = await ledger.outbox(0, 10)
+    before = ledger._writer.transactions
+    riding = asyncio.ensure_future(ledger.confirm([second.id]))
+    await asyncio.wait({riding}, timeout=0.3)
+    assert not riding.done()
+    await ledger.accept([arrival("3")])
+    await riding
+    assert ledger._writer.transactions == before + 1
+    assert second.id not in {message.id for message in await ledger.outbox(0, 10)}
+
+
 async def test_the_migrations_make_exactly_the_tables(ledger: SqlLedger, url: str) -> None:
     """`schema` and `migrations` cannot drift apart."""
     from alembic.autogenerate import compare_metadata
