@@ -17,7 +17,10 @@ text is one sentence that names the culprit and the remedy, fit for a person.
     ├── LedgerError           the ledger cannot be used                exit 5
     │   ├── LedgerTooNew, LedgerInUse
     │   └── LedgerUnavailable it may come back                         → requeue
-    └── NotFound              no such execution                        exit 6
+    ├── NotFound              no such execution                        exit 6
+    ├── LockRefused           a lock is not granted                    exit 1
+    ├── LockLost              a lock that was held is lost             exit 7
+    └── ProgramUnusable       the program to run cannot be started     exit 127
 """
 
 from __future__ import annotations
@@ -47,6 +50,10 @@ class ExitCode:
     BROKER = 4
     LEDGER = 5
     NOT_FOUND = 6
+    LOCK_LOST = 7
+    """`jef locks run` lost its locks and stopped its command."""
+    NO_PROGRAM = 127
+    """`jef locks run` cannot start its command; a shell says it so."""
     INTERRUPTED = 130
 
 
@@ -143,3 +150,29 @@ class NotFound(JefError):
     """There is no such execution."""
 
     exit_code = ExitCode.NOT_FOUND
+
+
+class LockRefused(JefError):
+    """A lock is not granted, or an operation on locks not done."""
+
+
+class LockLost(JefError):
+    """Locks that were held are not held any more.
+
+    Attributes:
+        resources: which.
+        reason: why.
+    """
+
+    exit_code = ExitCode.LOCK_LOST
+
+    def __init__(self, resources: str, reason: str) -> None:
+        super().__init__(f"lost {resources}: {reason}")
+        self.resources = resources
+        self.reason = reason
+
+
+class ProgramUnusable(JefError):
+    """A program that was to be run is not there, or may not be executed."""
+
+    exit_code = ExitCode.NO_PROGRAM

@@ -7,6 +7,9 @@
     session     one connection: topology, consumers, publisher
     refusals    what the broker's errors mean, in a sentence
     bus         session after session; the port's implementation
+    client      what people do: submit, watch, dead letters
+    lock_client the lock service as those outside speak to it
+    lock_claim  locks had and kept over it
 
 The only package that imports aio_pika and aiormq.
 """

@@ -34,8 +34,12 @@ _LOOKS, _LOOK_AGAIN_S = 10, 0.2
 
 
 @contextlib.asynccontextmanager
-async def connected(url: str) -> AsyncIterator[AbstractChannel]:
+async def connected(url: str, **options: Any) -> AsyncIterator[AbstractChannel]:
     """A channel with confirms.
+
+    Args:
+        url: the broker's.
+        options: of the connection.
 
     Raises:
         BrokerError: the broker is not there, or refuses us.
@@ -43,7 +47,7 @@ async def connected(url: str) -> AsyncIterator[AbstractChannel]:
     where = masked(url)
     try:
         async with asyncio.timeout(2 * _TIMEOUT_S):
-            connection = await open_connection(url, timeout=_TIMEOUT_S)
+            connection = await open_connection(url, timeout=_TIMEOUT_S, **options)
             channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
     except Exception as error:  # noqa: BLE001 - the library raises what it likes; all mean: no broker
         raise meaning(error, where) or BrokerError(
