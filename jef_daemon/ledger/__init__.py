@@ -19,7 +19,7 @@ SQLAlchemy Core, so that PostgreSQL finds its place here.
 """
 
 from jef_daemon.ledger.ledger import SqlLedger
-from jef_daemon.ledger.reading import Entry, Filter, Page, Reader
+from jef_daemon.ledger.reading import Entry, Filter, JobLock, LockEntry, Page, Reader
 from jef_daemon.ledger.transaction import Policy
 
-__all__ = ["Entry", "Filter", "Page", "Policy", "Reader", "SqlLedger"]
+__all__ = ["Entry", "Filter", "JobLock", "LockEntry", "Page", "Policy", "Reader", "SqlLedger"]

@@ -52,6 +52,34 @@ class Entry:
     detail: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class JobLock:
+    """What a job asked of the lock service, and what became of it."""
+
+    state: str
+    """See `ledger.job_locks`."""
+    at: float
+    """Its meaning depends on the state."""
+    wanted: list[dict[str, Any]]
+    """`resource` and `mode`; while they are granted or held, `fencingToken` too."""
+    waiting_for: dict[str, Any] | None
+    """What was last told of the queue, while it waits."""
+
+
+@dataclass(frozen=True, slots=True)
+class LockEntry:
+    """One line of a resource's history."""
+
+    at: float
+    resource: str
+    owner: str
+    event: str
+    """asked, granted, ended, left"""
+    mode: str
+    fencing_token: int | None
+    reason: str
+
+
 class Reader:
     """Reads a ledger, also while a daemon writes it.
 
@@ -120,6 +148,31 @@ class Reader:
         with self._engine.connect() as connection:
             return [_entry(row) for row in connection.execute(wanted)]
 
+    def locks(self, execution_id: str) -> JobLock | None:
+        """How a job stands with the lock service; None: it wants no locks."""
+        table = schema.job_locks
+        with self._engine.connect() as connection:
+            row = connection.execute(select(table).where(table.c.execution_id == execution_id)).first()
+        return None if row is None else _job_lock(row)
+
+    def lock_history(self, resource: str, most: int = 100) -> list[LockEntry]:
+        """What happened to a resource, in order, where this ledger is the lock service's.
+
+        Args:
+            resource: its name.
+            most: how many of the newest lines, at least 1.
+        """
+        table = schema.lock_history.c
+        names = ("at", "resource", "owner", "event", "mode", "fencing_token", "reason")
+        newest = (
+            select(*(table[name] for name in names))
+            .where(table.resource == resource)
+            .order_by(table.number.desc())
+            .limit(most)
+        )
+        with self._engine.connect() as connection:
+            return [LockEntry(*row) for row in connection.execute(newest)][::-1]
+
     def request(self, execution_id: str) -> dict[str, Any]:
         """The request as it came, unknown keys included."""
         return self._document(schema.requests.c.body, execution_id)
@@ -137,6 +190,16 @@ class Reader:
             found = connection.scalar(select(column).where(column.table.c.execution_id == execution_id))
         document: dict[str, Any] = json.loads(found) if found is not None else {}
         return document
+
+
+def _job_lock(row: Any) -> JobLock:
+    numbers = {resource: number for resource, _, number in json.loads(row.grants or "[]")}
+    wanted: list[dict[str, Any]] = []
+    for resource, mode in json.loads(row.locks):
+        number = {"fencingToken": numbers[resource]} if resource in numbers else {}
+        wanted.append({"resource": resource, "mode": mode, **number})
+    waits = row.state == "waiting" and row.place
+    return JobLock(row.state, row.at, wanted, json.loads(row.place) if waits else None)
 
 
 def _entry(row: Any) -> Entry:
