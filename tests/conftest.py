@@ -9,8 +9,11 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import signal
+import subprocess
+import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +21,7 @@ from broker import URL_VARIABLE, PrivateBroker
 from hypothesis import HealthCheck, settings
 
 from tests.support.amqp import Client, delete_all
-from tests.support.process import DaemonProcess
+from tests.support.process import ROOT, DaemonProcess
 
 settings.register_profile("dev", deadline=None, max_examples=50)
 # CI looks at the same examples each time: what it finds there was changed by the commit it checks. New ones are
@@ -76,3 +79,31 @@ def daemon(amqp_url: str, prefix: str, tmp_path: Path) -> Iterator[DaemonProcess
     process = DaemonProcess(amqp_url, prefix, tmp_path / "daemon")
     yield process
     process.kill()
+
+
+@pytest.fixture
+def start(daemon: DaemonProcess) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts a command that goes on; what is left of it is killed."""
+    started: list[subprocess.Popen[str]] = []
+    # Run in the background of a script, we would have been told to ignore Ctrl-C, and so would they.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def popen(*arguments: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "jef_daemon", "--config", str(daemon.configuration), *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, "COLUMNS": "160"},
+            start_new_session=True,
+        )
+        started.append(process)
+        return process
+
+    yield popen
+    for process in started:
+        process.kill()
+        process.communicate()
+    signal.signal(signal.SIGINT, before)

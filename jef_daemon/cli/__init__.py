@@ -4,9 +4,12 @@ app            the command tree, options that all share, errors as sentences
 daemon         run, actions, check
 jobs           submit, list, show, history, watch
 letters        dead-letters list, show, replay, drop
+locks          locks list, acquire, release, run, history
+holding        a command that runs as long as locks are held
 keeping        purge, schema
 table          the live table of jobs
-words          times, durations and statuses as people read them
+lock_table     the table of locks
+words          times, durations, locks and statuses as people write and read them
 """
 
 from jef_daemon.cli.app import main

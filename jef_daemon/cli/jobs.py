@@ -15,7 +15,7 @@ import typer
 
 from jef_daemon.cli.app import app, common
 from jef_daemon.cli.table import JobTable, line
-from jef_daemon.cli.words import ago, took, when
+from jef_daemon.cli.words import ago, lock_of, took, when
 from jef_daemon.errors import ExitCode, SettingsError
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def submit(
         "workflowId": workflow_id,
         "configuration": _configuration(configuration or [], as_json, file),
         "jobContextVariables": _pairs(variable or []),
-        "locks": [_lock(text) for text in lock or []],
+        "locks": [lock_of(text) for text in lock or []],
         "priority": priority,
         "notBefore": not_before,
         "timeouts": _timeouts(timeout or []),
@@ -134,6 +134,8 @@ def show(
     reader = _reader()
     execution = reader.find(identifier)
     told = _told(execution)
+    if (lock := reader.locks(execution.execution_id)) is not None:
+        told["locks"] = {"state": lock.state, "wanted": lock.wanted, "waitingFor": lock.waiting_for}
     told |= {
         "request": reader.request(execution.execution_id),
         "outcome": reader.outcome(execution.execution_id) or None,
@@ -152,7 +154,7 @@ def history(
     identifier: Annotated[str, typer.Argument(help="The execution id, or the executor's own.")],
     as_json: Annotated[bool, typer.Option("--json", help="A JSON object on each line.")] = False,
 ) -> None:
-    """What happened to a job: when, who, why, at which attempt, with stack traces.
+    """What happened to a job: when, who, why, at which attempt, its locks, stack traces.
 
     Examples:
       jef history 624
@@ -167,6 +169,13 @@ def history(
             f"{when(entry.at)}  attempt {entry.attempt}  {entry.before} -> {entry.status}  "
             f"{entry.event} by {entry.actor}" + (f": {entry.reason}" if entry.reason else "")
         )
+        for granted in entry.detail.get("grants", ()):
+            typer.echo("    {} {} {}".format(*granted))
+        if waiting := entry.detail.get("waitingFor"):
+            holders = ", ".join(waiting["holders"]) or "nobody"
+            typer.echo(
+                f"    {waiting['resource']} {waiting['mode']}, number {waiting['position']}, held by {holders}"
+            )
         error = entry.detail.get("error")
         if error:
             trace = error.get("traceback") or f"{error['type']}: {error['message']}"
@@ -296,13 +305,6 @@ def _guess(text: str) -> Any:
     except ValueError:
         return text
     return value if isinstance(value, bool | int | float) else text
-
-
-def _lock(text: str) -> dict[str, str]:
-    resource, sign, mode = text.rpartition(":")
-    if sign and mode.upper() in {"SHARED", "EXCLUSIVE"}:
-        return {"resource": resource, "mode": mode.upper()}
-    return {"resource": text, "mode": "EXCLUSIVE"}
 
 
 def _timeouts(texts: list[str]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Times, durations and statuses as people read them."""
+"""Times, durations, locks and statuses as people write and read them."""
 
 from __future__ import annotations
 
@@ -61,6 +61,14 @@ def took(seconds: float | None) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}"
+
+
+def lock_of(text: str, mode: str = "EXCLUSIVE") -> dict[str, str]:
+    """`resource` or `resource:SHARED` as on the wire; without a mode behind it, in the given one."""
+    resource, sign, said = text.rpartition(":")
+    if sign and said.upper() in {"SHARED", "EXCLUSIVE"}:
+        return {"resource": resource, "mode": said.upper()}
+    return {"resource": text, "mode": mode}
 
 
 def styled(status: str) -> str:

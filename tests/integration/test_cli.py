@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -36,34 +35,6 @@ async def running(daemon: DaemonProcess, client: Client) -> DaemonProcess:
     """The daemon, consuming, and a client that hears it."""
     daemon.start()
     return daemon
-
-
-@pytest.fixture
-def start(daemon: DaemonProcess) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts a command that goes on; what is left of it is killed."""
-    started: list[subprocess.Popen[str]] = []
-    # Run in the background of a script, we would have been told to ignore Ctrl-C, and so would they.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def popen(*arguments: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "jef_daemon", "--config", str(daemon.configuration), *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-            env={**os.environ, "COLUMNS": "160"},
-            start_new_session=True,
-        )
-        started.append(process)
-        return process
-
-    yield popen
-    for process in started:
-        process.kill()
-        process.communicate()
-    signal.signal(signal.SIGINT, before)
 
 
 def fine(finished: Finished) -> str:
