@@ -34,9 +34,11 @@ def left_behind() -> list[str]:
 
 @pytest.fixture
 def undisturbed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Without a broker of the environment's."""
+    """Without a broker of the environment's, and heard by Ctrl-C though we may run in the background."""
     monkeypatch.delenv("JEF_AMQP_URL", raising=False)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
+    signal.signal(signal.SIGINT, before)
     assert left_behind() == []
 
 
