@@ -78,10 +78,11 @@ async def _start(command: Sequence[str], claim: Claim) -> asyncio.subprocess.Pro
 
 
 async def _follow(process: asyncio.subprocess.Process, claim: Claim, lease_s: float, grace_s: float) -> int:
-    # Silence is taken for loss so early that the command is dead before the lease ends and others come.
-    grace_s = min(grace_s, lease_s / 3)
+    # Silence is taken for loss so early that the command is dead before the lease ends and others come, also on a
+    # machine that is slow just then.
+    grace_s = min(grace_s, lease_s / 4)
     ending = asyncio.create_task(process.wait(), name="command")
-    keeping = asyncio.create_task(claim.keep(grace_s), name="locks")
+    keeping = asyncio.create_task(claim.keep(grace_s + lease_s / 12), name="locks")
     try:
         await asyncio.wait({ending, keeping}, return_when=asyncio.FIRST_COMPLETED)
         if not ending.done():

@@ -445,7 +445,7 @@ async def test_run_stops_its_command_when_the_broker_stays_away(
     service: DaemonProcess, tmp_path: Path, start: Start, how: str
 ) -> None:
     """By its own clock, before the lease is over and others may come, whether connections break or say nothing."""
-    file, lease_s = tmp_path / "pid", 6.0
+    file, lease_s = tmp_path / "pid", 12.0
     async with Between(service.url) as between:
         running = start(
             "--amqp-url", between.url, "locks", "run", "--exclusive", "a", "--lease", f"{lease_s:g}",
@@ -458,7 +458,7 @@ async def test_run_stops_its_command_when_the_broker_stays_away(
         assert time.monotonic() - begin > lease_s / 3
         code, _, complaints = await asyncio.to_thread(ended, running)
     assert code == ExitCode.LOCK_LOST
-    assert "jef: lost a: the lease of 6 s could not be renewed: no word from the lock service" in complaints
+    assert "jef: lost a: the lease of 12 s could not be renewed: no word from the lock service" in complaints
 
 
 class Between:
