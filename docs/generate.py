@@ -142,21 +142,23 @@ def settings_file(about: str) -> str:
 def action_keys_file(about: str) -> str:
     """The keys of an action, as comments: the examples beside them show them at work."""
     told = ""
-    for title, model in _ACTION_KEYS.items():
+    for title, section, model in _action_sections():
         told += f"# {title}\n#\n"
         told += "".join(
-            _prose(f"{key}: {field.description} ({kind}; default: {_default(field)})", "# - ")
+            _prose(f"{section}{key}: {field.description} ({kind}; default: {_default(field)})", "# - ")
             for key, field, kind in keys_of(model)
         )
         told += "#\n"
     return told.removesuffix("#\n")
 
 
-_ACTION_KEYS: Mapping[str, type[BaseModel]] = {
-    "Keys that every action takes:": Action,
-    "Keys of an action with a `command`, besides:": CommandSettings,
-    "Keys of `checksum` and `copy`, besides:": RootsSettings,
-}
+def _action_sections() -> Iterator[tuple[str, str, type[BaseModel]]]:
+    """What an action's table may hold: a title, the section within it with its dot, the keys."""
+    for name, model in sections(Action):
+        title = f"Keys of its section `[actions.NAME.{name}]`:" if name else "Keys that every action takes:"
+        yield title, f"{name}." if name else "", model
+    yield "Keys of an action with a `command`, besides:", "", CommandSettings
+    yield "Keys of `checksum` and `copy`, besides:", "", RootsSettings
 
 
 def _default(field: FieldInfo) -> str:
@@ -183,15 +185,20 @@ def settings_page(about: str) -> str:
     told = ""
     for name, model in sections():
         title = f"`[{name}]`\n\n{_sentence(model)}" if name else "Top level"
-        prefix = "JEF_" + "".join(f"{part.upper()}__" for part in name.split(".") if part)
-        told += f"### {title}\n\n{_setting_table(model, prefix)}\n"
+        told += f"### {title}\n\n{_setting_table(model, _variable(name))}\n"
     return told
+
+
+def _variable(section: str) -> str:
+    """How the environment's names of a section's keys begin."""
+    return "JEF_" + "".join(f"{part.upper()}__" for part in section.split(".") if part)
 
 
 def action_keys_page(about: str) -> str:
     """The keys of an action as tables."""
     return "\n".join(
-        f"{title}\n\n{_setting_table(model, 'JEF_ACTIONS__NAME__')}" for title, model in _ACTION_KEYS.items()
+        f"{title}\n\n{_setting_table(model, _variable(f'actions.NAME.{section}'))}"
+        for title, section, model in _action_sections()
     )
 
 
