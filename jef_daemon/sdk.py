@@ -281,7 +281,7 @@ class AsyncActionExecutor(ActionExecutor):
         return (self.retry if context.attempt > 1 and overrides(self, "retry") else self.start)(context)
 
     def retry(self, context: ExecutionContext[Any]) -> Any:
-        """As `start`, for attempts after the first; `context.saved` and `external_id` tell what there was."""
+        """As `start`, for attempts after the first; `context.saved` tells what there was."""
         raise NotImplementedError
 
     def poll(self, context: ExecutionContext[Any]) -> Any:

@@ -26,6 +26,7 @@ from jef_daemon.sdk import (
     ActionExecutorResponse,
     AsyncActionExecutor,
     ExecutionContext,
+    ExternalFailure,
     GrantedLock,
     Report,
     Save,
@@ -229,9 +230,9 @@ def failed(error: BaseException) -> Failed:
     """The end of a job that raised: type, message, and the stack trace of the executor's own frames."""
     kind = type(error)
     ours = isinstance(error, ExecutorError)
-    name = (
-        kind.__name__ if ours or kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    )
+    # As an update names it that says no more than FAILED: a policy's `not_on` means both.
+    is_plain = ours or kind is ExternalFailure or kind.__module__ == "builtins"
+    name = kind.__name__ if is_plain else f"{kind.__module__}.{kind.__qualname__}"
     return Failed(
         error_type=name,
         error_message=_text(error)[:_MESSAGE_CHARACTERS],

@@ -13,9 +13,10 @@ import structlog
 
 from jef_daemon.lifecycle import Event, Failed, Progressed
 from jef_daemon.ports import Applied, Call, Claimed, Consequences
-from jef_daemon.run.boundary import JobInput, perform
+from jef_daemon.run.boundary import JobInput, failed, perform
 from jef_daemon.run.catalogue import Action, load
 from jef_daemon.run.isolation import ProcessPool
+from jef_daemon.sdk import ExternalFailure
 
 log = structlog.get_logger()
 
@@ -27,7 +28,6 @@ _PROCESSES = 2
 """Of them in processes of their own."""
 _CALL_LIMIT_S = 60.0
 """Longest call; a longer one is given up, and made again."""
-_EXTERNAL_FAILURE = "jef_daemon.sdk.ExternalFailure"
 
 
 class CallLedger(Protocol):
@@ -115,8 +115,8 @@ class Outside:
             async with asyncio.timeout(_CALL_LIMIT_S):
                 event = await self._perform(action, call)
         except TimeoutError:
-            event = Failed(error_type="TimeoutError", error_message=f"took longer than {_CALL_LIMIT_S:g} s")
-        if call.name == "poll" and isinstance(event, Failed) and event.error_type != _EXTERNAL_FAILURE:
+            event = failed(TimeoutError(f"took longer than {_CALL_LIMIT_S:g} s"))
+        if call.name == "poll" and isinstance(event, Failed) and event.error_type != ExternalFailure.__name__:
             # A service that does not answer just now says nothing about the work: silence has its own clock.
             log.warning("poll_failed", execution_id=call.execution.execution_id, error=event.error_message)
             event = None

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from jef_daemon import ActionExecutor, ActionExecutorResponse, ExecutionContext, messages
+from jef_daemon import ActionExecutor, ActionExecutorResponse, ExecutionContext, ExternalFailure, messages
 from jef_daemon.lifecycle import Completed, Event, Execution, Failed, Status, apply
 from jef_daemon.run.boundary import JobInput, failed, is_blocking, perform, perform_blocking
 
@@ -163,6 +163,7 @@ class Unspeakable(Exception):
     [
         (RuntimeError("on purpose"), "RuntimeError", "on purpose"),
         (Own("x"), f"{__name__}.Own", "x"),
+        (ExternalFailure("x"), "ExternalFailure", "x"),
         (KeyError("k"), "KeyError", "'k'"),
         (SystemExit(3), "SystemExit", "3"),
         (ValueError(), "ValueError", ""),
