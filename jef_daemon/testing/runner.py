@@ -95,6 +95,7 @@ async def arun(
     job_context_variables: Mapping[str, Any] | None = None,
     workflow_context_variables: Mapping[str, Any] | None = None,
     locks: Mapping[str, GrantedLock] | None = None,
+    saved: Any = None,
 ) -> TestRun:
     """Run an executor to its end, from a coroutine test.
 
@@ -108,10 +109,12 @@ async def arun(
         job_context_variables: from the previous stage.
         workflow_context_variables: the workflow's context.
         locks: granted locks by resource.
+        saved: what an earlier attempt gave to `checkpoint`.
     """
     made = executor if isinstance(executor, ActionExecutor) else _make(executor, settings)
     action = made.action or type(made).__name__
     telling = _Telling(Execution(execution_id, action, workflow_id=workflow_id, attempt=attempt))
+    telling.saved = None if saved is None else json.dumps(saved)
     telling.apply(Started())
     with tempfile.TemporaryDirectory(prefix="jef-test-") as folder:
         job = JobInput(
@@ -124,6 +127,7 @@ async def arun(
             job_context_variables=job_context_variables or {},
             workflow_context_variables=workflow_context_variables or {},
             locks=locks or {},
+            saved=telling.saved,
             token="test",  # noqa: S106  nobody checks it here
         )
         await _call(made, job, telling, blocks=is_blocking(made))
