@@ -219,7 +219,7 @@ class SqlLedger:
 
     def saving(self, execution_id: str, attempt: int, checkpoint: str) -> asyncio.Future[bool]:
         """Keep a checkpoint; False where the attempt does not run any more."""
-        return self._other(lambda transaction: calling.save(transaction, execution_id, attempt, checkpoint))
+        return self._running.submit("save", (execution_id, attempt, checkpoint))
 
     async def saved(self, execution_id: str) -> str | None:
         """The last checkpoint of an execution, as JSON."""

@@ -1,9 +1,9 @@
 """Group commit: one thread, one transaction for all that is ready, one fsync.
 
 Callers in the event loop put operations into the writer and await their results. The thread takes whatever
-is there, never waits for more, and runs it in one transaction, kinds in this order: accept, apply, decide
-(the lock service's), hear (its answers), claim, confirm, anything else. So a request that meets a free slot is
-QUEUED and RUNNING with a single fsync.
+is there, never waits for more, and runs it in one transaction, kinds in this order: accept, save (a checkpoint:
+an attempt that saves and then fails has saved), apply, decide (the lock service's), hear (its answers), claim,
+confirm, anything else. So a request that meets a free slot is QUEUED and RUNNING with a single fsync.
 
 Confirmations are in no hurry: what is forgotten late is told twice at worst, after a crash. They ride with the
 next transaction, and get one of their own only when nothing else comes: otherwise each status would cost two
@@ -28,7 +28,7 @@ from sqlalchemy import Engine, func, select
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from jef_daemon.errors import LedgerUnavailable
-from jef_daemon.ledger import claiming, door, locking, schema
+from jef_daemon.ledger import calling, claiming, door, locking, schema
 from jef_daemon.ledger.opening import explain
 from jef_daemon.ledger.transaction import Terms, Transaction
 from jef_daemon.ports import Clock, OnOutbox, Outgoing
@@ -39,7 +39,7 @@ _RETRY_FIRST_S = 0.2
 _RETRY_MOST_S = 5.0
 _CONFIRM_WITHIN_S = 0.05
 """How long a confirmation waits for a transaction to ride with."""
-_KINDS = ("accept", "apply", "decide", "hear", "claim", "confirm", "other")
+_KINDS = ("accept", "save", "apply", "decide", "hear", "claim", "confirm", "other")
 """Order within a transaction."""
 
 
@@ -211,6 +211,7 @@ def _confirm(transaction: Transaction, arguments: list[Any]) -> list[Any]:
 
 _RUN: dict[str, Callable[[Transaction, list[Any]], list[Any]]] = {
     "accept": _accept,
+    "save": lambda transaction, arguments: [calling.save(transaction, *saved) for saved in arguments],
     "apply": lambda transaction, arguments: transaction.apply(arguments),
     "decide": lambda transaction, arguments: [
         locking.decide(transaction, requests) for requests in arguments
