@@ -97,6 +97,8 @@ class Worker:
         self._leases = leases
         self._attempts: dict[str, _Attempt] = {}
         """Those that run here now, by execution."""
+        self._early: list[Stop] = []
+        """Stops that came while the claim of their attempt was on its way to us."""
         self._ledger = ledger
         self._actions = catalogue.served
         self._pool = pool
@@ -154,6 +156,9 @@ class Worker:
         attempt = self._attempts.get(stop.execution.execution_id)
         if attempt is not None and attempt.number == stop.execution.attempt:
             attempt.end(Stopped(actor=stop.actor, reason=stop.reason))
+        elif self._claiming is not None:
+            # A claim and a command can share a transaction, and the command's answer may reach us first.
+            self._early.append(stop)
 
     async def drain(self, patience_s: float, haste: asyncio.Event) -> None:
         """Let running jobs finish for a time, or until haste is asked for; then interrupt them.
@@ -197,11 +202,16 @@ class Worker:
         if not claiming.cancelled() and (error := claiming.exception()) is not None:
             log.error("claim_failed", error=str(error))
         for job in claimed:
-            name = job.execution.action
-            self._by_action[name] += 1
-            task = asyncio.create_task(self._job(job), name=f"job {job.execution.execution_id}")
+            self._by_action[job.execution.action] += 1
+            attempt = _Attempt(job.execution.attempt, self._scratch(job.execution))
+            # From now on, not from its first step: whoever wants it stopped meanwhile is heard.
+            self._attempts[job.execution.execution_id] = attempt
+            task = asyncio.create_task(self._job(job, attempt), name=f"job {job.execution.execution_id}")
             self._running[task] = job.execution
             task.add_done_callback(self._leave)
+        early, self._early = self._early, []
+        for stop in early:
+            self.stop(stop)
         for name, count in Counter(
             job.execution.action for job in claimed if job.execution.is_backlog
         ).items():
@@ -213,13 +223,22 @@ class Worker:
     def _leave(self, task: asyncio.Task[None]) -> None:
         execution = self._running.pop(task)
         self._by_action[execution.action] -= 1
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("job_not_recorded", execution_id=execution.execution_id, exc_info=error)
+        attempt = self._attempts.get(execution.execution_id)
+        if attempt is not None and attempt.number == execution.attempt:
+            del self._attempts[execution.execution_id]
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            log.error("job_broke", execution_id=execution.execution_id, exc_info=error)
+        if attempt is not None and not attempt.recorded:
+            # Drained before its first step, or something of ours failed: it must not stay RUNNING for nobody.
+            outcome = self._interruption(self._actions[execution.action]) if error is None else failed(error)
+            event = attempt.ending.result() if attempt.ending.done() else outcome
+            self._ledger.applying(execution.execution_id, execution.attempt, [event])
         self.wake()
 
     # --- one job -----------------------------------------------------------------------------------------
 
-    async def _job(self, claimed: Claimed) -> None:
+    async def _job(self, claimed: Claimed, attempt: _Attempt) -> None:
         """RUNNING is recorded and told; run the executor, then record and tell its end."""
         execution = claimed.execution
         action = self._actions[execution.action]
@@ -231,8 +250,9 @@ class Worker:
         running = asyncio.create_task(
             self._perform(action, job, progress), name=f"executor {job.execution_id}"
         )
-        with self._attempt(claimed, job.scratch) as attempt:
+        with self._leased(claimed):
             outcome = await self._outcome(running, action, execution, attempt.ending)
+        attempt.recorded = True
         await self._ledger.applying(execution.execution_id, execution.attempt, [*progress.rest(), outcome])
         await _clean(job.scratch)
         log.info(
@@ -240,18 +260,16 @@ class Worker:
         )
 
     @contextlib.contextmanager
-    def _attempt(self, claimed: Claimed, scratch: str) -> Iterator[_Attempt]:
-        """While it runs, others can end it, and the leases of its locks are kept."""
-        name, number = claimed.execution.execution_id, claimed.execution.attempt
-        attempt = self._attempts[name] = _Attempt(number, scratch)
+    def _leased(self, claimed: Claimed) -> Iterator[None]:
+        """While it runs, the leases of its locks are kept."""
+        name = claimed.execution.execution_id
         if claimed.grants:
-            self._leases.started(name, number)
+            self._leases.started(name, claimed.execution.attempt)
         try:
-            yield attempt
+            yield
         finally:
             if claimed.grants:
                 self._leases.ended(name)
-            del self._attempts[name]
 
     async def _perform(self, action: Action, job: JobInput, progress: Progress) -> Event:
         def save(checkpoint: str) -> None:
@@ -333,11 +351,13 @@ class Worker:
 class _Attempt:
     """One that runs here, and how others can end it."""
 
-    __slots__ = ("ending", "number", "scratch")
+    __slots__ = ("ending", "number", "recorded", "scratch")
 
     def __init__(self, number: int, scratch: str) -> None:
         self.number = number
         self.scratch = scratch
+        self.recorded = False
+        """Whether its outcome is on its way into the ledger."""
         self.ending: asyncio.Future[Event] = asyncio.get_running_loop().create_future()
 
     def end(self, event: Event) -> None:
