@@ -27,6 +27,7 @@ def accept(transaction: Transaction, arrivals: Sequence[Arrival | Refusal]) -> l
     """Record requests and refusals; see `ports.Ledger.accept`."""
     known = transaction.known(_ids(arrivals))
     new: dict[str, Arrival] = {}
+    returned: list[Execution] = []
     words = []
     for arrival in arrivals:
         if isinstance(arrival, Refusal):
@@ -36,26 +37,33 @@ def accept(transaction: Transaction, arrivals: Sequence[Arrival | Refusal]) -> l
         execution_id = arrival.execution.execution_id
         if execution_id in known:
             words.append(_again(transaction, arrival, known[execution_id]))
+            if words[-1] is Accepted.TAKEN_AGAIN:
+                returned.append(known[execution_id])
         elif execution_id in new:
             words.append(Accepted.KNOWN)
         else:
             new[execution_id] = arrival
             words.append(Accepted.NEW)
-    cancelled = _record(transaction, list(new.values()))
+    here = returned + _record(transaction, list(new.values()))
+    cancelled = (
+        control.apply_tombstones(transaction, here) if here and control.has_tombstones(transaction) else set()
+    )
     if cancelled:
         words = [
             Accepted.CANCELLED
-            if isinstance(arrival, Arrival) and arrival.execution.execution_id in cancelled
+            if isinstance(arrival, Arrival)
+            and arrival.execution.execution_id in cancelled
+            and word in {Accepted.NEW, Accepted.TAKEN_AGAIN}
             else word
             for arrival, word in zip(arrivals, words, strict=True)
         ]
     return words
 
 
-def _record(transaction: Transaction, arrivals: list[Arrival]) -> set[str]:
-    """Record new executions; returns those that somebody had cancelled before."""
+def _record(transaction: Transaction, arrivals: list[Arrival]) -> list[Execution]:
+    """Record new executions."""
     if not arrivals:
-        return set()
+        return []
     moves = [lifecycle.accept(arrival.execution, transaction.now) for arrival in arrivals]
     transaction.connection.execute(_INSERT_EXECUTION, [rows.row_of(move.execution) for move in moves])
     transaction.connection.execute(
@@ -65,9 +73,7 @@ def _record(transaction: Transaction, arrivals: list[Arrival]) -> set[str]:
     for move in moves:
         transaction.note(move)
     transaction.locks.enter((a.execution, a.locks) for a in arrivals if a.execution.wants_locks)
-    if not control.has_tombstones(transaction):
-        return set()
-    return control.apply_tombstones(transaction, [move.execution for move in moves])
+    return [move.execution for move in moves]
 
 
 def _again(transaction: Transaction, arrival: Arrival, execution: Execution) -> Accepted:
