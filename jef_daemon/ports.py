@@ -163,6 +163,12 @@ class Command:
     actor: str = "operator"
     reply_to: str | None = None
     correlation_id: str | None = None
+    after: int = 0
+    """Of a workflow: the executions up to this number are dealt with."""
+    done: int = 0
+    """How many of those did what was asked."""
+    refused: str = ""
+    """Why one of those did not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,8 +205,10 @@ class Consequences:
     """Actions of executions that left the queue without having started, one entry each."""
     calls: bool = False
     """Whether calls of async executors (`resume`, `cancel`) became due."""
-    more: bool = False
-    """Whether the same command has more to do."""
+    more: list[Command] = field(default_factory=list)
+    """Commands that go on: the rest of a workflow."""
+    unknown: bool = False
+    """Whether a cancel was remembered, as what it is about is not here."""
 
 
 # --- the ledger ------------------------------------------------------------------------------------------

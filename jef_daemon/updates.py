@@ -125,9 +125,7 @@ class Updates:
 
     async def command(self, control: Control, actor: str) -> Consequences:
         """Carry out one command that came by another way than a queue."""
-        consequences = await self._ledger.commanding([Command(control, actor)])
-        self._follow(consequences)
-        return consequences
+        return await self._command(Command(control, actor))
 
     # --- updates -----------------------------------------------------------------------------------------
 
@@ -169,10 +167,13 @@ class Updates:
             known = control.execution_id is not None and await self._ledger.knows(control.execution_id)
             if not known and delivery.source != HANDED_ON:
                 await self._hand_on(delivery, self._names.daemons, "", _CONTROL)
-            await self._carry_out(control, delivery, known=known)
+            consequences = await self._carry_out(control, delivery, known=known)
+            if known and consequences.unknown and delivery.source != HANDED_ON:
+                # Handed back between the two looks: whoever takes it is to know.
+                await self._hand_on(delivery, self._names.daemons, "", _CONTROL)
         await self._bus.acknowledge(batch)
 
-    async def _carry_out(self, control: Control, delivery: Delivery, *, known: bool) -> None:
+    async def _carry_out(self, control: Control, delivery: Delivery, *, known: bool) -> Consequences:
         # A daemon that was only told, and knows nothing of it, remembers a cancel but leaves the word to others.
         is_silent = delivery.source == HANDED_ON and not known
         command = Command(
@@ -181,11 +182,17 @@ class Updates:
             None if is_silent else delivery.reply_to,
             delivery.correlation_id,
         )
+        return await self._command(command)
+
+    async def _command(self, command: Command) -> Consequences:
+        """Carry a command out to its end, a page of a workflow at a time; returns what followed last."""
+        commands = [command]
         while True:
-            consequences = await self._ledger.commanding([command])
+            consequences = await self._ledger.commanding(commands)
             self._follow(consequences)
             if not consequences.more:
-                return
+                return consequences
+            commands = consequences.more
 
     # --- between daemons ---------------------------------------------------------------------------------
 

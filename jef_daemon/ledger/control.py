@@ -5,6 +5,7 @@ A cancel for what is not known is remembered, and applied when it arrives. Whoev
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 from pydantic_core import to_json
@@ -53,6 +54,7 @@ def command(transaction: Transaction, commands: Sequence[Command], remember_s: f
     found = Consequences()
     for each in commands:
         control = each.control
+        answer: Answer | None
         if control.workflow_id is not None:
             answer = _of_workflow(transaction, each, found, remember_s)
         else:
@@ -62,9 +64,10 @@ def command(transaction: Transaction, commands: Sequence[Command], remember_s: f
                 answer = _DO[control.command](transaction, execution, each, found)
             elif control.command == "cancel":
                 answer = _remember(transaction, "execution", name, each, remember_s)
+                found.unknown = True
             else:
                 answer = (False, None, f"no execution {name} is known")
-        if not found.more:
+        if answer is not None:
             _reply(transaction, each, answer)
     return found
 
@@ -167,28 +170,36 @@ _DO: dict[str, Callable[[Transaction, Execution, Command, Consequences], Answer]
 }
 
 
-def _of_workflow(transaction: Transaction, asked: Command, found: Consequences, remember_s: float) -> Answer:
-    """All of a workflow, a page at a time: what was done is not found again."""
+def _of_workflow(
+    transaction: Transaction, asked: Command, found: Consequences, remember_s: float
+) -> Answer | None:
+    """A page of a workflow, in the order of arrival; None: there are more pages."""
     control = asked.control
     name, what = control.workflow_id or "", control.command
     statuses = [status.value for status in _OF_WORKFLOW[what]]
     query = (
-        select(*rows.COLUMNS)
+        select(*rows.COLUMNS, _EX.number)
         .where(_EX.workflow_id == name, _EX.status.in_(statuses), _EX.handed_back.is_(False))
+        .where(_EX.number > asked.after)
         .order_by(_EX.number)
         .limit(_AT_ONCE)
     )
     if what == "cancel" and not control.force:
         query = query.where(_EX.cancel_requested.is_(False))
-    executions = [rows.execution_of(row) for row in transaction.connection.execute(query)]
-    answers = [_DO[what](transaction, execution, asked, found) for execution in executions]
-    done = sum(accepted for accepted, _, _ in answers)
-    found.more = len(executions) == _AT_ONCE and done > 0
-    if what == "cancel" and not found.more:
+    page = transaction.connection.execute(query).all()
+    answers = [_DO[what](transaction, rows.execution_of(row), asked, found) for row in page]
+    done = asked.done + sum(accepted for accepted, _, _ in answers)
+    refused = asked.refused or next((reason or "" for accepted, _, reason in answers if not accepted), "")
+    if len(page) == _AT_ONCE:
+        found.more.append(dataclasses.replace(asked, after=page[-1].number, done=done, refused=refused))
+        return None
+    if what == "cancel":
         _remember(transaction, "workflow", name, asked, remember_s)
-        return True, None, f"{done} cancelled; those that come later will be too"
-    refused = next((reason for accepted, _, reason in answers if not accepted), None)
-    return done > 0, None, f"{done} of them" if done else refused or f"no execution of {name} is concerned"
+        told = f"{done} cancelled; those that come later will be too"
+        return True, None, f"{told}; not all: {refused}" if refused else told
+    if done:
+        return True, None, f"{done} of them" + (f"; not all: {refused}" if refused else "")
+    return False, None, refused or f"no execution of {name} is concerned"
 
 
 def _remember(transaction: Transaction, kind: str, name: str, asked: Command, remember_s: float) -> Answer:
