@@ -13,7 +13,7 @@ from jef_daemon.lifecycle import Execution, Failed
 
 NEVER_RETRIED = frozenset({"ConfigurationRefused", "ResponseRefused", "ExecutorNotLoaded", "LockRefused"})
 """Errors that another attempt would meet again, whatever the policy says."""
-_INTERRUPTED = "Interrupted"
+INTERRUPTED = "Interrupted"
 """Decided by `may_run_again`: half a job may have been done."""
 
 
@@ -53,7 +53,7 @@ class RetryPolicy:
             self.has_more(execution)
             and failure.error_type not in NEVER_RETRIED
             and failure.error_type not in self.not_on
-            and failure.error_type != _INTERRUPTED
+            and failure.error_type != INTERRUPTED
         )
 
     def has_more(self, execution: Execution) -> bool:

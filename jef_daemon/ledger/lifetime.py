@@ -9,11 +9,10 @@ from collections.abc import Callable
 
 from sqlalchemy import delete, select
 
-from jef_daemon import lifecycle
 from jef_daemon.ledger import rows, schema
 from jef_daemon.ledger.lock_store import purge_history
 from jef_daemon.ledger.transaction import Transaction
-from jef_daemon.lifecycle import FINAL, UNSTARTED, Event, Execution, Failed, Interrupted, Stopped
+from jef_daemon.lifecycle import FINAL, UNSTARTED, Event, Execution, Failed, Interrupted
 from jef_daemon.tokens import new_token
 
 _EX = schema.executions.c
@@ -32,15 +31,14 @@ def interrupt(transaction: Transaction, may_run_again: MayRunAgain, why: str, mo
         .order_by(_EX.number)
         .limit(most)
     )
-    moves = [
-        lifecycle.apply(execution, _interruption(execution, may_run_again, why), transaction.now)
-        for execution in map(rows.execution_of, found)
-    ]
-    if moves:
-        transaction.update(move.execution for move in moves)
-    for move in moves:
-        transaction.note(move)
-    return len(moves)
+    moved = []
+    for execution in map(rows.execution_of, found.all()):
+        event = _interruption(execution, may_run_again, why)
+        if (move := transaction.move(execution, None, event).transition) is not None:
+            moved.append(move.execution)
+    if moved:
+        transaction.update(moved)
+    return len(moved)
 
 
 def hand_back(transaction: Transaction, most: int = _STEP) -> int:
@@ -103,8 +101,6 @@ def _return(transaction: Transaction, execution: Execution, body: str) -> None:
 
 
 def _interruption(execution: Execution, may_run_again: MayRunAgain, why: str) -> Event:
-    if execution.cancel_requested:
-        return Stopped(actor="daemon", reason=f"cancelled, and {why}")
     if may_run_again(execution.action):
         return Interrupted(token=new_token(), reason=why)
     return Failed(actor="daemon", error_type="Interrupted", error_message=why)

@@ -28,12 +28,13 @@ from jef_daemon.lifecycle import (
     Launched,
     Place,
     Retried,
+    Stopped,
     Transition,
 )
 from jef_daemon.lock.requests import Limits
 from jef_daemon.names import Names
 from jef_daemon.ports import Applied, LockTimes, Outgoing
-from jef_daemon.retry import RetryPolicy
+from jef_daemon.retry import INTERRUPTED, RetryPolicy
 from jef_daemon.tokens import new_token
 
 _CHUNK = 500
@@ -62,6 +63,7 @@ _DELETE_CALLS = delete(schema.calls).where(
     schema.calls.c.execution_id == bindparam("key"), schema.calls.c.call.in_(("poll", "resume"))
 )
 """A cancel is called though the execution has ended: what runs outside does not know it."""
+_DELETE_ALL_CALLS = delete(schema.calls).where(schema.calls.c.execution_id == bindparam("key"))
 _DELETE_CHECKPOINT = delete(schema.checkpoints).where(schema.checkpoints.c.execution_id == bindparam("key"))
 
 FIRST_POLL_S = 1.0
@@ -118,6 +120,8 @@ class Transaction:
         """Transitions of executions that want locks."""
         self._uncalled: list[str] = []
         """Executions whose async calls are not due any more."""
+        self._begun_again: list[str] = []
+        """Executions with a new attempt: a call that the last one was due would meet this one."""
         self._settled: list[str] = []
         replies = self.names.lock_replies(terms.identity)
         self.locks = LockBook(connection, now, terms.lock_times, self.names.locks, replies, self.post)
@@ -153,6 +157,7 @@ class Transaction:
 
         A failure that is retried is two transitions, and the answer tells the second: QUEUED again.
         """
+        event = _as_wished(execution, event)
         try:
             if attempt is not None and attempt != execution.attempt:
                 raise TransitionRefused(
@@ -202,6 +207,8 @@ class Transaction:
         self.locks.follow(self._locking)
         if self._uncalled:
             self.connection.execute(_DELETE_CALLS, [{"key": key} for key in self._uncalled])
+        if self._begun_again:
+            self.connection.execute(_DELETE_ALL_CALLS, [{"key": key} for key in self._begun_again])
         if self._settled:
             self.connection.execute(_DELETE_CHECKPOINT, [{"key": key} for key in self._settled])
         if self._history:
@@ -260,13 +267,16 @@ class Transaction:
         execution = move.execution
         if execution.status in SETTLED:
             self._settled.append(execution.execution_id)
-        if isinstance(move.event, Launched) and "poll" in self.policy(execution.action).hooks:
-            self.call(execution.execution_id, "poll", self.now + FIRST_POLL_S)
-        elif (
-            move.before in WORKING
-            and execution.place not in WORKING
-            and (execution.outside or isinstance(move.event, Retried | Interrupted))
-        ):
+        if isinstance(move.event, Launched):
+            hooks = self.policy(execution.action).hooks
+            if "poll" in hooks:
+                self.call(execution.execution_id, "poll", self.now + FIRST_POLL_S)
+            if execution.cancel_requested and "cancel" in hooks:
+                # Asked while it was being launched: there was nothing outside to be stopped yet.
+                self.call(execution.execution_id, "cancel", self.now)
+        elif isinstance(move.event, Retried | Interrupted):
+            self._begun_again.append(execution.execution_id)
+        elif move.before in WORKING and execution.place not in WORKING and execution.outside:
             self._uncalled.append(execution.execution_id)
 
     def call(self, execution_id: str, call: str, at: float, number: int = 0) -> None:
@@ -303,6 +313,17 @@ class Transaction:
 
 
 _NO_POLICY = Policy()
+
+
+def _as_wished(execution: Execution, event: Event) -> Event:
+    """An interruption of what somebody wanted stopped has stopped it: neither failed nor run again."""
+    if not execution.cancel_requested:
+        return event
+    if isinstance(event, Interrupted):
+        return Stopped(actor="daemon", reason=f"cancelled, and {event.reason}")
+    if isinstance(event, Failed) and event.error_type == INTERRUPTED:
+        return Stopped(actor="daemon", reason=f"cancelled, and {event.error_message}")
+    return event
 
 
 def _spans(ids: Sequence[int]) -> Iterable[tuple[int, int]]:

@@ -103,8 +103,14 @@ def _completed(update: Update) -> Event:
 def _failed(update: Update) -> Event:
     error = update.error
     if error is None:
-        return Failed(error_type="ExternalFailure", error_message=update.message or "")
-    return Failed(error_type=error.type, error_message=error.message, traceback=error.traceback)
+        told = update.message or ""
+        return Failed(error_type="ExternalFailure", error_message=told, external_id=update.external_id)
+    return Failed(
+        error_type=error.type,
+        error_message=error.message,
+        traceback=error.traceback,
+        external_id=update.external_id,
+    )
 
 
 def _stopped(update: Update) -> Event:
