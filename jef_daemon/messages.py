@@ -26,7 +26,17 @@ from pydantic.alias_generators import to_camel
 from pydantic_core import from_json, to_json
 
 from jef_daemon.errors import RequestRefused
-from jef_daemon.lifecycle import Completed, Event, Execution, Failed, LockAwaited, Status, Transition
+from jef_daemon.lifecycle import (
+    CancelRequested,
+    Completed,
+    Event,
+    Execution,
+    Failed,
+    LockAwaited,
+    Status,
+    Stopped,
+    Transition,
+)
 from jef_daemon.lock.state import Mode
 
 MAX_BODY_BYTES = 1024 * 1024
@@ -137,6 +147,11 @@ class StatusNotification(_Wire):
     error: ErrorInfo | None = Field(default=None, description="FAILED only.")
     waiting_for: WaitingFor | None = Field(default=None, description="WAITING_FOR_LOCK only.")
     cancel_requested: bool | None = None
+    by: str | None = Field(
+        default=None,
+        description="Who cancelled: `operator:NAME`, `executor`; with cancelRequested and CANCELLED.",
+    )
+    reason: str | None = Field(default=None, description="Why, in their words.")
     late: bool | None = Field(default=None, description="True when a late update caused it.")
 
 
@@ -476,6 +491,10 @@ def _of_failed(event: Failed, tracebacks: bool) -> dict[str, Any]:
     return {"error": error}
 
 
+def _of_cancel(event: CancelRequested | Stopped, tracebacks: bool) -> dict[str, Any]:
+    return {"by": event.actor, "reason": event.reason}
+
+
 def _of_waiting(event: LockAwaited, tracebacks: bool) -> dict[str, Any]:
     return {"waitingFor": dict(event.waiting_for)}
 
@@ -484,5 +503,7 @@ _ADDITIONS: Mapping[type[Event], Any] = {
     Completed: _of_completed,
     Failed: _of_failed,
     LockAwaited: _of_waiting,
+    CancelRequested: _of_cancel,
+    Stopped: _of_cancel,
 }
 """What a notification says beyond its heading, by the event that caused it."""
