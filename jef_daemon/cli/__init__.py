@@ -3,6 +3,7 @@
 app            the command tree, options that all share, errors as sentences
 daemon         run, actions, check
 jobs           submit, list, show, history, watch
+control        cancel, retry, resume
 letters        dead-letters list, show, replay, drop
 locks          locks list, acquire, release, run, history
 holding        a command that runs as long as locks are held

@@ -25,6 +25,8 @@ _EPILOG = """[bold]Begin here[/bold]
 
   jef list --status FAILED                  what went wrong?   jef show ID   jef history ID
 
+  jef cancel ID   jef retry ID              stop one, try one again
+
 [bold]Exit codes[/bold]  0 ok · 1 the job or check failed · 2 usage · 3 configuration · 4 broker · 5 ledger ·
 6 not found · 7 a lock was lost · 127 no such program · 130 interrupted
 """
@@ -101,7 +103,14 @@ def put(config: Path | None = None, settings: list[str] | None = None, **keys: s
 
 def main() -> None:
     """Run a command; what went wrong is one sentence on standard error."""
-    from jef_daemon.cli import daemon, jobs, keeping, letters, locks  # noqa: F401  they add themselves to the tree
+    from jef_daemon.cli import (  # noqa: F401  they add themselves to the tree
+        control,
+        daemon,
+        jobs,
+        keeping,
+        letters,
+        locks,
+    )
 
     # What libraries say of a broker that is away would stand beside our own sentence; `run` sets logging up.
     logging.getLogger().addHandler(logging.NullHandler())

@@ -8,6 +8,7 @@ import json
 import math
 import sys
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +20,7 @@ from jef_daemon.cli.words import ago, lock_of, took, when
 from jef_daemon.errors import ExitCode, SettingsError
 
 if TYPE_CHECKING:
-    from jef_daemon.ledger import Reader
+    from jef_daemon.ledger import Filter, Reader
     from jef_daemon.lifecycle import Execution
     from jef_daemon.rabbitmq.client import Statuses
 
@@ -100,19 +101,12 @@ def list_(
 
       jef list --action transcode --json | jq .message
     """
-    from jef_daemon.ledger import Filter
-    from jef_daemon.lifecycle import Status
-
-    words = [word.upper() for word in status or []]
-    if unknown := [word for word in words if word not in Status.__members__]:
-        raise SettingsError(f"{unknown[0]} is no status; one of {', '.join(Status.__members__)}")
-    wanted = Filter([Status(word) for word in words], action, workflow, ago(since) if since else None)
-    page = _reader().page(wanted, limit, before)
+    page = reader().page(filter_of(status or [], action, workflow, since), limit, before)
     if as_json:
         for execution in page.executions:
             typer.echo(json.dumps(_told(execution)))
     else:
-        _print_jobs(page.executions)
+        print_jobs(page.executions)
     if page.next_before is not None:
         typer.echo(f"more: jef list --before {page.next_before}", err=True)
 
@@ -131,21 +125,23 @@ def show(
 
       jef show render-77 --json
     """
-    reader = _reader()
-    execution = reader.find(identifier)
+    ledger = reader()
+    execution = ledger.find(identifier)
     told = _told(execution)
     if (lock := reader.locks(execution.execution_id)) is not None:
         told["locks"] = {"state": lock.state, "wanted": lock.wanted, "waitingFor": lock.waiting_for}
     told |= {
-        "request": reader.request(execution.execution_id),
-        "outcome": reader.outcome(execution.execution_id) or None,
+        "checkpoint": ledger.checkpoint(execution.execution_id),
+        "request": ledger.request(execution.execution_id),
+        "outcome": ledger.outcome(execution.execution_id) or None,
     }
     if as_json:
         typer.echo(json.dumps(told, indent=2))
         return
+    told["attempt"] = f"{told['attempt']} of {told.pop('maxAttempts')}"
     for key, value in told.items():
         if value not in (None, "", False):
-            text = json.dumps(value, indent=2) if isinstance(value, dict) else str(value)
+            text = json.dumps(value, indent=2) if isinstance(value, dict | list) else str(value)
             typer.echo(f"{key:<18}{text.replace(chr(10), chr(10) + ' ' * 18)}")
 
 
@@ -159,9 +155,9 @@ def history(
     Examples:
       jef history 624
     """
-    reader = _reader()
-    execution = reader.find(identifier)
-    for entry in reader.history(execution.execution_id):
+    ledger = reader()
+    execution = ledger.find(identifier)
+    for entry in ledger.history(execution.execution_id):
         if as_json:
             typer.echo(json.dumps(dataclasses.asdict(entry)))
             continue
@@ -334,7 +330,23 @@ def _check(request: dict[str, Any]) -> None:
 # --- looking ---------------------------------------------------------------------------------------------
 
 
-def _reader() -> Reader:
+def filter_of(statuses: Sequence[str], action: str | None, workflow: str | None, since: str | None) -> Filter:
+    """The filter of the options that `list` and the commands share.
+
+    Raises:
+        SettingsError: a status or a time is none.
+    """
+    from jef_daemon.ledger import Filter
+    from jef_daemon.lifecycle import Status
+
+    words = [word.upper() for word in statuses]
+    if unknown := [word for word in words if word not in Status.__members__]:
+        raise SettingsError(f"{unknown[0]} is no status; one of {', '.join(Status.__members__)}")
+    return Filter([Status(word) for word in words], action, workflow, ago(since) if since else None)
+
+
+def reader() -> Reader:
+    """The ledger of the settings, to look into."""
     from jef_daemon.ledger import Reader
 
     return Reader(common.settings().ledger)
@@ -350,16 +362,25 @@ def _told(execution: Execution) -> dict[str, Any]:
         "progress": execution.progress,
         "message": execution.message,
         "attempt": execution.attempt,
+        "maxAttempts": execution.max_attempts,
+        "cancelRequested": execution.cancel_requested,
         "sequence": execution.sequence,
         "priority": execution.priority,
         "handedBack": execution.handed_back,
         "queuedAt": when(execution.queued_at) if execution.queued_at else None,
+        "notBefore": when(execution.not_before) if _is_to_come(execution) else None,
         "startedAt": when(execution.started_at) if execution.started_at else None,
         "finishedAt": when(execution.finished_at) if execution.finished_at else None,
     }
 
 
-def _print_jobs(executions: list[Execution]) -> None:
+def _is_to_come(execution: Execution) -> bool:
+    """Whether `not_before` still means something: the start, or the next attempt."""
+    return execution.not_before is not None and execution.status.value in {"QUEUED", "WAITING_FOR_LOCK"}
+
+
+def print_jobs(executions: Sequence[Execution], *, err: bool = False) -> None:
+    """A table of jobs."""
     from rich.console import Console
     from rich.table import Table
 
@@ -381,7 +402,7 @@ def _print_jobs(executions: list[Execution]) -> None:
             took(ran),
             execution.message.partition("\n")[0].replace("[", r"\["),
         )
-    console = Console()
+    console = Console(stderr=err)
     if not console.is_terminal:
         console.width = 200
     console.print(table)

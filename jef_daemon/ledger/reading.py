@@ -181,6 +181,13 @@ class Reader:
         """The final notification; empty while there is none."""
         return self._document(schema.outcomes.c.notification, execution_id)
 
+    def checkpoint(self, execution_id: str) -> Any:
+        """What its executor saved last; None: nothing."""
+        wanted = schema.checkpoints.c
+        with self._engine.connect() as connection:
+            found = connection.scalar(select(wanted.data).where(wanted.execution_id == execution_id))
+        return None if found is None else json.loads(found)
+
     def close(self) -> None:
         """Let go of the file."""
         self._engine.dispose()

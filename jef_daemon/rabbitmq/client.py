@@ -167,6 +167,110 @@ async def statuses(url: str, names: Names, pattern: str = "#") -> AsyncIterator[
 
 
 @dataclass(frozen=True, slots=True)
+class Answer:
+    """What became of a command."""
+
+    accepted: bool
+    status: str | None
+    """The execution's, where it is known."""
+    reason: str | None
+
+
+async def control(
+    url: str, names: Names, commands: Sequence[Mapping[str, Any]], patience_s: float = 10.0
+) -> AsyncIterator[tuple[Mapping[str, Any], Answer]]:
+    """Send commands; yields each with its answer, in order.
+
+    Args:
+        url: the broker's.
+        names: of queues.
+        commands: as on the wire (`messages.Control`).
+        patience_s: how long an answer is waited for.
+
+    Raises:
+        BrokerError: no daemon has ever run with this prefix, or none answers in time.
+    """
+    async with connected(url) as channel:
+        answers = _Answers(await channel.declare_queue(exclusive=True), masked(url))
+        await answers.queue.consume(answers.take, no_ack=True)
+        for start in range(0, len(commands), _COMMANDS_AT_ONCE):
+            chosen = commands[start : start + _COMMANDS_AT_ONCE]
+            for number, each in enumerate(chosen, start):
+                await _send_command(channel, names, each, answers.queue.name, str(number))
+            for number, each in enumerate(chosen, start):
+                # All of a workflow has one answer; one execution may be at another daemon than the first that answers.
+                another_s = 0.0 if each.get("workflowId") else _ANOTHER_S
+                yield each, await answers.of(str(number), patience_s, another_s=another_s)
+
+
+_COMMANDS_AT_ONCE = 200
+_ANOTHER_S = 1.0
+"""A daemon that does not know an execution says so at once; the one that does may answer a little later."""
+
+
+class _Answers:
+    """Answers to commands, by correlation id."""
+
+    def __init__(self, queue: AbstractQueue, where: str) -> None:
+        self.queue = queue
+        self._where = where
+        self._found: dict[str, tuple[Answer, float]] = {}
+        """With the time of the first one."""
+        self._came = asyncio.Event()
+
+    async def take(self, message: AbstractIncomingMessage) -> None:
+        """One came."""
+        try:
+            told = json.loads(message.body)
+            answer = Answer(bool(told["accepted"]), told.get("status"), told.get("reason"))
+        except (ValueError, TypeError, KeyError):
+            return
+        key = str(message.correlation_id)
+        first, at = self._found.get(key, (answer, asyncio.get_running_loop().time()))
+        self._found[key] = (first if answer.status is None else answer), at
+        self._came.set()
+
+    async def of(self, key: str, patience_s: float, *, another_s: float) -> Answer:
+        """The answer of whoever knows the execution; the first one if that is all that comes."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + patience_s
+        while True:
+            answer, at = self._found.get(key, (None, 0.0))
+            if answer is not None:
+                until = at + another_s
+            if answer is not None and (answer.status is not None or loop.time() >= until):
+                return answer
+            self._came.clear()
+            try:
+                async with asyncio.timeout_at(until):
+                    await self._came.wait()
+            except TimeoutError:
+                if answer is None:
+                    raise BrokerError(
+                        f"no daemon answers on the broker at {self._where}; the command waits for one that runs"
+                    ) from None
+
+
+async def _send_command(
+    channel: AbstractChannel, names: Names, command: Mapping[str, Any], reply_to: str, key: str
+) -> None:
+    message = aio_pika.Message(
+        json.dumps(command).encode(),
+        content_type="application/json",
+        delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+        reply_to=reply_to,
+        correlation_id=key,
+    )
+    try:
+        await channel.default_exchange.publish(message, names.control, mandatory=True, timeout=_TIMEOUT_S)
+    except exceptions.PublishError:
+        raise BrokerError(
+            f"there is no queue {names.control}: no daemon with the prefix {names.prefix!r} has run on this broker; "
+            "start one with `jef run`"
+        ) from None
+
+
+@dataclass(frozen=True, slots=True)
 class DeadLetter:
     """A message that could not become a job."""
 
