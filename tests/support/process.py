@@ -54,6 +54,8 @@ class DaemonProcess:
         self.trace = folder / "trace"
         self.python = sys.executable
         self.cwd = ROOT
+        self.arguments: tuple[str, ...] = ()
+        """Of `jef run`, beside the configuration."""
         self.process: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True, exist_ok=True)
         self.configure()
@@ -87,7 +89,10 @@ class DaemonProcess:
         }
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [self.python, "-m", "jef_daemon", "run", "--config", str(self.configuration)],
+                [
+                    *(self.python, "-m", "jef_daemon", "run", "--config", str(self.configuration)),
+                    *self.arguments,
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
