@@ -26,6 +26,9 @@ ACTIONS = (
     "held",
     "farm",
     "polled",
+    "locked",
+    "locked-blocking",
+    "locked-command",
 )
 
 

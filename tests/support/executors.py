@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -90,6 +92,72 @@ class Blocking(ActionExecutor):
             context.progress(100 * step / context.configuration.steps, f"step {step}")
             time.sleep(context.configuration.seconds / context.configuration.steps)
         return ActionExecutorResponse(result="slept", job_context_variables={"pid": os.getpid()})
+
+
+class Guarded(BaseModel):
+    seconds: float = 0.05
+    store: str | None = None
+    """A folder that takes one writer at a time, with no older fencing token than the last; else the job fails."""
+
+
+class Locked(ActionExecutor):
+    """Uses what it locked until its time is over or the lock is lost, and says what it was given."""
+
+    action = "locked"
+    Configuration = Guarded
+
+    async def execute(self, context: ExecutionContext[Guarded]) -> ActionExecutorResponse:
+        trace(context)
+        until = time.monotonic() + context.configuration.seconds
+        try:
+            with _using(context):
+                while time.monotonic() < until and not context.lock_lost:
+                    await asyncio.sleep(0.02)
+        finally:
+            if context.lock_lost:
+                Path(os.environ["JEF_TEST_TRACE"] + f".{context.execution_id}.lost").touch()
+        return _used(context)
+
+
+class LockedBlocking(ActionExecutor):
+    """The same in a process of its own."""
+
+    action = "locked-blocking"
+    Configuration = Guarded
+
+    def execute(self, context: ExecutionContext[Guarded]) -> ActionExecutorResponse:
+        trace(context)
+        until = time.monotonic() + context.configuration.seconds
+        with _using(context):
+            while time.monotonic() < until and not context.lock_lost:
+                time.sleep(0.02)
+        return _used(context)
+
+
+@contextlib.contextmanager
+def _using(context: ExecutionContext[Guarded]) -> Iterator[None]:
+    """Write to the store as one writer of many, which nothing but the locks keeps apart."""
+    if context.configuration.store is None:
+        yield
+        return
+    store = Path(context.configuration.store)
+    store.mkdir(parents=True, exist_ok=True)
+    [lock] = context.locks.values()
+    last = store / "token"
+    if last.exists() and int(last.read_text()) >= lock.fencing_token:
+        raise RuntimeError(f"an older token: {lock.fencing_token}, after {last.read_text()}")
+    writer = store / "writer"
+    writer.touch(exist_ok=False)
+    last.write_text(str(lock.fencing_token))
+    try:
+        yield
+    finally:
+        writer.unlink()
+
+
+def _used(context: ExecutionContext[Guarded]) -> ActionExecutorResponse:
+    tokens = {lock.resource: [lock.mode, lock.fencing_token] for lock in context.locks.values()}
+    return ActionExecutorResponse(job_context_variables={"tokens": tokens, "lost": context.lock_lost})
 
 
 class Misbehave(ActionExecutor):
