@@ -128,7 +128,7 @@ def show(
     ledger = reader()
     execution = ledger.find(identifier)
     told = _told(execution)
-    if (lock := reader.locks(execution.execution_id)) is not None:
+    if (lock := ledger.locks(execution.execution_id)) is not None:
         told["locks"] = {"state": lock.state, "wanted": lock.wanted, "waitingFor": lock.waiting_for}
     told |= {
         "checkpoint": ledger.checkpoint(execution.execution_id),
