@@ -153,7 +153,7 @@ async def test_a_cancelled_wait_leaves_the_queue(life: Life, place: str) -> None
     await life.grant("1")
     assert await life.claim() == []
     assert [told["status"] for told in await life.told("1")][-1] == "CANCELLED"
-    assert life.rows("job_locks")[0][4] == "released"
+    assert "released" in life.rows("job_locks")[0]
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ async def test_a_cancel_of_what_was_handed_back_meets_it_when_it_comes_again(lif
     assert await life.ledger.hand_back() == 1
     answer, found = await life.command("cancel", "1")
     assert (answer["accepted"], answer["status"], found.unknown) == (True, None, True)
-    assert await life.arrive("1") is Accepted.CANCELLED
+    assert await life.arrive("1", sequence=1) is Accepted.CANCELLED
     assert await life.claim() == []
     assert life.status("1") == "CANCELLED"
     assert life.rows("tombstones") == []

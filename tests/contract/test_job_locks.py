@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
-from sqlalchemy import Connection, Table, insert, select, text
+from sqlalchemy import Connection, Table, insert, inspect, select, text
+from sqlalchemy import column as sql_column
+from sqlalchemy import table as sql_table
 
 from jef_daemon.ledger import Reader, SqlLedger, schema
 from jef_daemon.ledger.claiming import claim
@@ -760,6 +762,8 @@ def older(path: Path) -> None:
     with engine.begin() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "0001")
+        columns = {column["name"] for column in inspect(connection).get_columns("executions")} - {"number"}
+        then = sql_table("executions", *(sql_column(name) for name in columns))  # without what came later
         for number, (status, wants, back) in enumerate(
             [
                 ("QUEUED", True, False),
@@ -770,9 +774,9 @@ def older(path: Path) -> None:
             ]
         ):
             execution = Execution(str(number), "a", token="t", attempt=2, wants_locks=wants, handed_back=back)
-            values = {name: getattr(execution, name) for name in Execution.__slots__} | {"status": status}
+            values = {name: getattr(execution, name) for name in columns} | {"status": status}
             body = {"executionId": str(number), "locks": [{"resource": "asset/1", "mode": "EXCLUSIVE"}]}
-            connection.execute(insert(schema.executions).values(**values))
+            connection.execute(insert(then).values(**values))
             connection.execute(
                 insert(schema.requests).values(execution_id=str(number), body=json.dumps(body))
             )
