@@ -27,10 +27,14 @@ def farm_daemon(own_broker: PrivateBroker, tmp_path: Path) -> Iterator[DaemonPro
     daemon = DaemonProcess(own_broker.url, "jef", tmp_path / "daemon")
     (daemon.folder / "farm.py").write_text(block("python", "class Render", PAGE))
     daemon.configuration.write_text('python_path = ["."]\n[actions.render]\nexecutor = "farm:Render"\n')
-    data = str(daemon.folder / "data")
-    daemon.start(JEF_AMQP_URL=own_broker.url, JEF_DATA_DIR=data, JEF_LOGGING__FORMAT="json")
+    start(daemon)
     yield daemon
     daemon.kill()
+
+
+def start(daemon: DaemonProcess) -> None:
+    data = str(daemon.folder / "data")
+    daemon.start(JEF_AMQP_URL=daemon.url, JEF_DATA_DIR=data, JEF_LOGGING__FORMAT="json")
 
 
 @pytest.fixture
@@ -76,3 +80,17 @@ async def test_the_farm_renders(
         await client.submit("render", "r-4", {"scene": "star", "frames": 1})
         assert (await client.end_of("r-4"))["status"] == "COMPLETED"
     assert worker.poll() is None
+
+
+async def test_the_farm_goes_on_without_the_daemon(
+    farm_daemon: DaemonProcess, worker: subprocess.Popen[bytes], own_broker: PrivateBroker
+) -> None:
+    """Killed while the farm renders, it hears the rest when it is back; the attempt is the same."""
+    async with Client(own_broker.url, "jef") as client:
+        await client.submit("render", "r-1", {"scene": "moon", "frames": 30})
+        await client.until(lambda: any(told["message"] == "frame 2" for told in client.of("r-1")))
+        farm_daemon.kill()
+        start(farm_daemon)
+        end = await client.end_of("r-1", 60)
+        assert (end["status"], end["attempt"], end["jobContextVariables"]) == ("COMPLETED", 1, {"frames": 30})
+        assert client.statuses("r-1").count("QUEUED") == 1
