@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
-from sqlalchemy import Connection, Table, insert, inspect, select, text
-from sqlalchemy import column as sql_column
-from sqlalchemy import table as sql_table
+from sqlalchemy import Connection, MetaData, Table, insert, select, text
 
 from jef_daemon.ledger import Reader, SqlLedger, schema
 from jef_daemon.ledger.claiming import claim
@@ -762,8 +760,7 @@ def older(path: Path) -> None:
     with engine.begin() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "0001")
-        columns = {column["name"] for column in inspect(connection).get_columns("executions")} - {"number"}
-        then = sql_table("executions", *(sql_column(name) for name in columns))  # without what came later
+        executions = Table("executions", MetaData(), autoload_with=connection)
         for number, (status, wants, back) in enumerate(
             [
                 ("QUEUED", True, False),
@@ -774,9 +771,10 @@ def older(path: Path) -> None:
             ]
         ):
             execution = Execution(str(number), "a", token="t", attempt=2, wants_locks=wants, handed_back=back)
+            columns = {column.name for column in executions.columns} - {"number"}  # as they were then
             values = {name: getattr(execution, name) for name in columns} | {"status": status}
             body = {"executionId": str(number), "locks": [{"resource": "asset/1", "mode": "EXCLUSIVE"}]}
-            connection.execute(insert(then).values(**values))
+            connection.execute(insert(executions).values(**values))
             connection.execute(
                 insert(schema.requests).values(execution_id=str(number), body=json.dumps(body))
             )
