@@ -1,0 +1,180 @@
+"""A daemon's side of the locks, without broker and ledger: what an answer to a renewal says of what runs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from jef_daemon.lock import client as module
+from jef_daemon.lock.client import LockClient
+from jef_daemon.ports import Delivery, Heard, LockTimes, Lost, Outgoing
+
+TIMES = LockTimes(lease_s=120.0)
+
+
+class Clock:
+    """What the client takes for the time."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return self.now
+
+
+class World:
+    """A ledger that knows nothing, a bus that keeps what is published."""
+
+    session = 1
+
+    def __init__(self) -> None:
+        self.heard: list[Heard] = []
+        self.lost: list[Lost] = []
+        self.sent: asyncio.Queue[Outgoing] = asyncio.Queue()
+        self.done: asyncio.Queue[int] = asyncio.Queue()
+        """How many deliveries were acknowledged, each time."""
+        self.client = LockClient(self, self, "t.locks", "t.lock-replies.1", TIMES, lambda: None, self._lose)
+
+    def _lose(self, lost: Lost) -> None:
+        self.lost.append(lost)
+        self.done.put_nowait(0)
+
+    def hearing(self, heard: Sequence[Heard]) -> asyncio.Future[list[Lost]]:
+        self.heard += heard
+        future: asyncio.Future[list[Lost]] = asyncio.get_running_loop().create_future()
+        future.set_result([])
+        return future
+
+    async def go_on_locking(self, answered_up_to: float) -> int:
+        return 0
+
+    async def lock_states(self, state: str, after: str = "") -> list[str]:
+        return []
+
+    async def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
+        self.done.put_nowait(len(deliveries))
+
+    async def publish(self, messages: Sequence[Outgoing]) -> asyncio.Future[None]:
+        for message in messages:
+            self.sent.put_nowait(message)
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        future.set_result(None)
+        return future
+
+    async def renewal(self) -> Outgoing:
+        """The next one that is sent."""
+        return await asyncio.wait_for(self.sent.get(), 10)
+
+    async def answer(self, renewal: Outgoing, **kept: list[str]) -> None:
+        """Deliver an answer, and wait until it was taken."""
+        body = json.dumps({"status": "KEPT", "owner": "", **kept}).encode()
+        self.client.deliver(Delivery(":lock-replies", body, 1, 1, correlation_id=renewal.correlation_id))
+        await asyncio.wait_for(self.done.get(), 10)
+
+    async def loss(self) -> Lost:
+        """The next one that the worker is told."""
+        await asyncio.wait_for(self.done.get(), 10)
+        return self.lost[-1]
+
+
+@asynccontextmanager
+async def running(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+    monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(module, "_TICK_S", 0.0)
+    world = World()
+    task = asyncio.create_task(world.client.run())
+    yield world
+    task.cancel()
+    await asyncio.wait({task})
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+async def test_a_running_job_is_renewed_under_a_number_of_its_own(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once, as a grant that was not used yet lives shortly; to be answered to this daemon."""
+    async with running(clock, monkeypatch) as world:
+        world.client.started("1", 1)
+        renewal = await world.renewal()
+        assert (renewal.routing_key, renewal.reply_to) == ("t.locks", "t.lock-replies.1")
+        message: dict[str, Any] = json.loads(renewal.body)
+        assert (message["operation"], message["owners"], message["sole"]) == ("renew", ["1"], True)
+        assert message["leaseSeconds"] == TIMES.lease_s
+
+
+async def test_what_is_held_lives_a_lease_from_when_it_was_asked(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not from the answer: the service counts from before it."""
+    async with running(clock, monkeypatch) as world:
+        world.client.started("1", 1)
+        renewal = await world.renewal()
+        asked = clock.now
+        clock.now += TIMES.margin_s - 1
+        await world.answer(renewal, held=["1"], lost=[])
+        clock.now = asked + TIMES.lease_s - 0.1
+        await world.renewal()
+        assert world.lost == []
+        clock.now = asked + TIMES.lease_s
+        lost = await world.loss()
+        assert (lost.execution_id, lost.attempt) == ("1", 1)
+
+
+async def test_a_running_job_that_waits_at_the_service_holds_nothing(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Named as neither held nor lost: it is stopped when its lease is over, answers or not."""
+    async with running(clock, monkeypatch) as world:
+        world.client.started("1", 1)
+        await world.answer(await world.renewal(), held=[], lost=[])
+        clock.now += TIMES.margin_s
+        assert "no word" in (await world.loss()).reason
+
+
+async def test_an_answer_to_a_renewal_counts_once(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Repeated by the broker it may name as lost what was granted since; it is acknowledged, no more."""
+    async with running(clock, monkeypatch) as world:
+        world.client.started("1", 1)
+        renewal = await world.renewal()
+        await world.answer(renewal, held=[], lost=["1"])
+        assert len(world.heard) == 1
+        await world.answer(renewal, held=[], lost=["1"])
+        assert len(world.heard) == 1
+
+
+async def test_an_answer_to_an_earlier_life_is_none(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(clock, monkeypatch) as world:
+        await world.answer(Outgoing(0, "", "", b"", None, "keep#earlier#1"), held=["1"], lost=["2"])
+        assert world.heard == []
+
+
+async def test_what_cannot_be_read_is_acknowledged(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once it cannot be read it never can."""
+    async with running(clock, monkeypatch) as world:
+        world.client.deliver(Delivery(":lock-replies", b"{", 1, 1, correlation_id="1#000000001"))
+        assert await asyncio.wait_for(world.done.get(), 10) == 1
+        assert world.heard == []
+
+
+async def test_a_job_that_ended_is_not_renewed(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor lost."""
+    async with running(clock, monkeypatch) as world:
+        world.client.started("1", 1)
+        world.client.started("2", 1)
+        world.client.ended("1")
+        assert json.loads((await world.renewal()).body)["owners"] == ["2"]
+        clock.now += TIMES.lease_s
+        assert (await world.loss()).execution_id == "2"
+        assert [lost.execution_id for lost in world.lost] == ["2"]
