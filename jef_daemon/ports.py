@@ -209,6 +209,8 @@ class Consequences:
     """Commands that go on: the rest of a workflow."""
     unknown: bool = False
     """Whether a cancel was remembered, as what it is about is not here."""
+    answers: list[dict[str, object]] = field(default_factory=list)
+    """What whoever asked is told: one for each command that is done."""
 
 
 # --- the ledger ------------------------------------------------------------------------------------------
@@ -279,6 +281,24 @@ class Applied:
 
     transition: Transition | None
     refused: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """One transaction of a ledger, for those who count and measure."""
+
+    seconds: float
+    """From its begin until it was on disk."""
+    operations: int
+    """Callers' wishes in it."""
+    door: Sequence[tuple[Arrival | Refusal, Accepted]]
+    """Messages, and what became of each."""
+    moves: Sequence[Transition]
+    """What was applied, in order."""
+
+
+OnCommit = Callable[[Commit], None]
+"""Called in the event loop after a commit."""
 
 
 class Ledger(Protocol):

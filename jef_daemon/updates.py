@@ -8,6 +8,7 @@ daemons; the one that knows it answers.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -35,6 +36,8 @@ log = structlog.get_logger()
 KIND = "x-jef-kind"
 """Header of what one daemon hands to another: `update` or `control`."""
 _UPDATE, _CONTROL = "update", "control"
+_IDENTITY = re.compile(r"[0-9a-f]{12}\.")
+"""What a token begins with: the name of a ledger."""
 
 
 class UpdateLedger(Protocol):
@@ -98,6 +101,10 @@ class Updates:
         self._identity = identity
         self._max_body_bytes = max_body_bytes
         self._follow = follow
+        self.taken = 0
+        """Updates that counted, since the start."""
+        self.refused = 0
+        """Those that did not."""
         self.updates = Inbox(self._take_updates)
         """From `jef.updates`."""
         self.commands = Inbox(self._take_commands)
@@ -119,13 +126,38 @@ class Updates:
 
     async def report(self, update: Update) -> dict[str, object]:
         """Take one update that came by another way than a queue; returns what its sender is told."""
-        [told], consequences = await self._ledger.updating([self._reported(update)])
-        self._follow(consequences)
+        [told] = await self._apply([self._reported(update)])
         return told
 
+    async def pass_on(self, update: Update) -> bool:
+        """Hand an update on whose token is of another daemon's ledger; returns whether it was.
+
+        Raises:
+            ConnectionError: the broker went away meanwhile.
+        """
+        ledger = update.token.partition(".")[0]
+        if ledger == self._identity or not _IDENTITY.match(update.token):
+            return False
+        await self._send(self._names.daemon(ledger), update.model_dump_json(by_alias=True), _UPDATE)
+        return True
+
     async def command(self, control: Control, actor: str) -> Consequences:
-        """Carry out one command that came by another way than a queue."""
-        return await self._command(Command(control, actor))
+        """Carry out one command that came by another way than a queue; the last answer is its.
+
+        One for an execution that is not known here is told to all daemons too.
+
+        Raises:
+            ConnectionError: they could not be told; commands may be repeated.
+        """
+        known = control.execution_id is not None and await self._ledger.knows(control.execution_id)
+        consequences = await self._command(Command(control, actor))
+        if not known:
+            await self._send("", control.model_dump_json(by_alias=True), _CONTROL, self._names.daemons)
+        return consequences
+
+    async def knows(self, execution_id: str) -> bool:
+        """Whether an execution is ours."""
+        return await self._ledger.knows(execution_id)
 
     # --- updates -----------------------------------------------------------------------------------------
 
@@ -143,9 +175,16 @@ class Updates:
             else:
                 ours.append(self._reported(update, delivery))
         if ours:
-            _, consequences = await self._ledger.updating(ours)
-            self._follow(consequences)
+            await self._apply(ours)
         await self._bus.acknowledge(batch)
+
+    async def _apply(self, reported: Sequence[Reported]) -> list[dict[str, object]]:
+        answers, consequences = await self._ledger.updating(reported)
+        self._follow(consequences)
+        taken = sum(answer["accepted"] is True for answer in answers)
+        self.taken += taken
+        self.refused += len(answers) - taken
+        return answers
 
     def _reported(self, update: Update, delivery: Delivery | None = None) -> Reported:
         secret = update.token.removeprefix(f"{self._identity}.")
@@ -214,6 +253,10 @@ class Updates:
         except ConnectionError as error:
             # Not acknowledged either on a lost connection: it comes again.
             log.debug("handing_on_lost", reason=str(error))
+
+    async def _send(self, routing_key: str, body: str, kind: str, exchange: str = "") -> None:
+        headers = {KIND: kind, "x-jef-from": self._identity}
+        await (await self._bus.publish([Outgoing(0, exchange, routing_key, body.encode(), headers)]))
 
     async def _refuse(self, delivery: Delivery, error: RequestRefused, action: str) -> None:
         """Kept as a dead letter; whoever waits for an answer gets one."""

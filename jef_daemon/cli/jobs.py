@@ -9,6 +9,7 @@ import math
 import sys
 import uuid
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from jef_daemon.rabbitmq.client import Statuses
 
 _ENDS = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"})
+_TIMES = frozenset({"queuedAt", "notBefore", "startedAt", "finishedAt"})
 _CLOCKS = ("queue", "lock", "update", "execution")
 
 
@@ -101,10 +103,12 @@ def list_(
 
       jef list --action transcode --json | jq .message
     """
+    from jef_daemon.ledger import summary
+
     page = reader().page(filter_of(status or [], action, workflow, since), limit, before)
     if as_json:
         for execution in page.executions:
-            typer.echo(json.dumps(_told(execution)))
+            typer.echo(json.dumps(summary(execution)))
     else:
         print_jobs(page.executions)
     if page.next_before is not None:
@@ -127,20 +131,18 @@ def show(
     """
     ledger = reader()
     execution = ledger.find(identifier)
-    told = _told(execution)
+    told = ledger.document(identifier)
     if (lock := ledger.locks(execution.execution_id)) is not None:
         told["locks"] = {"state": lock.state, "wanted": lock.wanted, "waitingFor": lock.waiting_for}
-    told |= {
-        "checkpoint": ledger.checkpoint(execution.execution_id),
-        "request": ledger.request(execution.execution_id),
-        "outcome": ledger.outcome(execution.execution_id) or None,
-    }
+    told["checkpoint"] = ledger.checkpoint(execution.execution_id)
     if as_json:
         typer.echo(json.dumps(told, indent=2))
         return
     told["attempt"] = f"{told['attempt']} of {told.pop('maxAttempts')}"
     for key, value in told.items():
         if value not in (None, "", False):
+            if key in _TIMES:
+                value = when(datetime.fromisoformat(value).timestamp())  # noqa: PLW2901
             text = json.dumps(value, indent=2) if isinstance(value, dict | list) else str(value)
             typer.echo(f"{key:<18}{text.replace(chr(10), chr(10) + ' ' * 18)}")
 
@@ -350,33 +352,6 @@ def reader() -> Reader:
     from jef_daemon.ledger import Reader
 
     return Reader(common.settings().ledger)
-
-
-def _told(execution: Execution) -> dict[str, Any]:
-    return {
-        "executionId": execution.execution_id,
-        "externalId": execution.external_id,
-        "workflowId": execution.workflow_id,
-        "action": execution.action,
-        "status": execution.status.value,
-        "progress": execution.progress,
-        "message": execution.message,
-        "attempt": execution.attempt,
-        "maxAttempts": execution.max_attempts,
-        "cancelRequested": execution.cancel_requested,
-        "sequence": execution.sequence,
-        "priority": execution.priority,
-        "handedBack": execution.handed_back,
-        "queuedAt": when(execution.queued_at) if execution.queued_at else None,
-        "notBefore": when(execution.not_before) if _is_to_come(execution) else None,
-        "startedAt": when(execution.started_at) if execution.started_at else None,
-        "finishedAt": when(execution.finished_at) if execution.finished_at else None,
-    }
-
-
-def _is_to_come(execution: Execution) -> bool:
-    """Whether `not_before` still means something: the start, or the next attempt."""
-    return execution.not_before is not None and execution.status.value in {"QUEUED", "WAITING_FOR_LOCK"}
 
 
 def print_jobs(executions: Sequence[Execution], *, err: bool = False) -> None:

@@ -11,7 +11,7 @@
     updating      async jobs' updates;  control: commands;  calling: polls and checkpoints
     lifetime      start and end of a daemon, keeping house
     rows          between rows and values
-    reading       looking, for people
+    reading       looking, for people;  standing: numbers, for who watches
     ledger        the port's implementation for the daemon
 
 The only package that imports the database library. SQLite is the embedded default; the queries are
@@ -19,7 +19,19 @@ SQLAlchemy Core, so that PostgreSQL finds its place here.
 """
 
 from jef_daemon.ledger.ledger import SqlLedger
-from jef_daemon.ledger.reading import Entry, Filter, JobLock, LockEntry, Page, Reader
+from jef_daemon.ledger.reading import Entry, Filter, JobLock, LockEntry, Page, Reader, summary
+from jef_daemon.ledger.standing import Standing
 from jef_daemon.ledger.transaction import Policy
 
-__all__ = ["Entry", "Filter", "JobLock", "LockEntry", "Page", "Policy", "Reader", "SqlLedger"]
+__all__ = [
+    "Entry",
+    "Filter",
+    "JobLock",
+    "LockEntry",
+    "Page",
+    "Policy",
+    "Reader",
+    "SqlLedger",
+    "Standing",
+    "summary",
+]

@@ -68,7 +68,7 @@ def command(transaction: Transaction, commands: Sequence[Command], remember_s: f
             else:
                 answer = (False, None, f"no execution {name} is known")
         if answer is not None:
-            _reply(transaction, each, answer)
+            found.answers.append(_reply(transaction, each, answer))
     return found
 
 
@@ -218,8 +218,9 @@ def _remember(transaction: Transaction, kind: str, name: str, asked: Command, re
     return True, None, f"not known yet: remembered for {remember_s / 3600:g} h, and applied when it arrives"
 
 
-def _reply(transaction: Transaction, asked: Command, answer: Answer) -> None:
+def _reply(transaction: Transaction, asked: Command, answer: Answer) -> dict[str, object]:
+    accepted, status, reason = answer
+    told: dict[str, object] = {"accepted": accepted, "status": status, "reason": reason}
     if asked.reply_to:
-        accepted, status, reason = answer
-        body = to_json({"accepted": accepted, "status": status, "reason": reason})
-        transaction.post("", asked.reply_to, body, None, asked.correlation_id)
+        transaction.post("", asked.reply_to, to_json(told), None, asked.correlation_id)
+    return told

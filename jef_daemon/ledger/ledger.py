@@ -10,7 +10,7 @@ from typing import Any, Self, cast
 from sqlalchemy import Engine, select
 
 from jef_daemon.errors import LedgerUnavailable
-from jef_daemon.ledger import calling, claiming, control, lifetime, locking, rows, schema, updating
+from jef_daemon.ledger import calling, claiming, control, lifetime, locking, rows, schema, standing, updating
 from jef_daemon.ledger.lifetime import MayRunAgain
 from jef_daemon.ledger.opening import Ownership, migrate, open_engine, parse
 from jef_daemon.ledger.transaction import Policy, Terms, Transaction
@@ -31,6 +31,7 @@ from jef_daemon.ports import (
     Heard,
     LockTimes,
     Lost,
+    OnCommit,
     OnOutbox,
     Outgoing,
     Refusal,
@@ -108,6 +109,18 @@ class SqlLedger:
     def on_outbox(self, told: OnOutbox) -> None:
         """Have the messages of each commit handed over, in order."""
         self._running.on_outbox = told
+
+    def on_commit(self, told: OnCommit) -> None:
+        """Have each commit told to who counts."""
+        self._running.on_commit = told
+
+    async def answers(self) -> None:
+        """Return once the ledger has committed something: it truly takes writes."""
+        await self._other(lambda _: None)
+
+    async def standing(self) -> standing.Standing:
+        """How much stands where, without disturbing writes."""
+        return await asyncio.to_thread(standing.read, self._open_looking)
 
     @property
     def identity(self) -> str:
@@ -283,9 +296,7 @@ class SqlLedger:
         wanted = (
             select(schema.outbox).where(schema.outbox.c.id > after).order_by(schema.outbox.c.id).limit(limit)
         )
-        if self._looking is None:
-            raise RuntimeError("the ledger is not open")
-        with self._looking.connect() as connection:
+        with self._open_looking.connect() as connection:
             return [rows.outgoing_of(row) for row in connection.execute(wanted)]
 
     def _read_identity(self) -> str:
@@ -298,6 +309,12 @@ class SqlLedger:
         if self._writer is None:
             raise RuntimeError("the ledger is not open")
         return self._writer
+
+    @property
+    def _open_looking(self) -> Engine:
+        if self._looking is None:
+            raise RuntimeError("the ledger is not open")
+        return self._looking
 
     @property
     def _open_engine(self) -> Engine:

@@ -13,7 +13,8 @@ from sqlalchemy.exc import DBAPIError
 from jef_daemon.errors import LedgerUnavailable, NotFound
 from jef_daemon.ledger import rows, schema
 from jef_daemon.ledger.opening import existing, explain, open_engine, version
-from jef_daemon.lifecycle import Execution, Status
+from jef_daemon.lifecycle import UNSTARTED, Execution, Status
+from jef_daemon.messages import timestamp
 
 _EX = schema.executions.c
 
@@ -188,6 +189,16 @@ class Reader:
             found = connection.scalar(select(wanted.data).where(wanted.execution_id == execution_id))
         return None if found is None else json.loads(found)
 
+    def document(self, identifier: str) -> dict[str, Any]:
+        """All about an execution, as JSON has it: its summary, `request`, and `outcome` once there is one.
+
+        Raises:
+            NotFound: see `find`.
+        """
+        execution = self.find(identifier)
+        name = execution.execution_id
+        return summary(execution) | {"request": self.request(name), "outcome": self.outcome(name) or None}
+
     def close(self) -> None:
         """Let go of the file."""
         self._engine.dispose()
@@ -207,6 +218,38 @@ def _job_lock(row: Any) -> JobLock:
         wanted.append({"resource": resource, "mode": mode, **number})
     waits = row.state == "waiting" and row.place
     return JobLock(row.state, row.at, wanted, json.loads(row.place) if waits else None)
+
+
+def summary(execution: Execution) -> dict[str, Any]:
+    """An execution as JSON has it; times are RFC 3339 in UTC."""
+    return {
+        "executionId": execution.execution_id,
+        "externalId": execution.external_id,
+        "workflowId": execution.workflow_id,
+        "action": execution.action,
+        "status": execution.status.value,
+        "progress": execution.progress,
+        "message": execution.message,
+        "attempt": execution.attempt,
+        "maxAttempts": execution.max_attempts,
+        "cancelRequested": execution.cancel_requested,
+        "sequence": execution.sequence,
+        "priority": execution.priority,
+        "handedBack": execution.handed_back,
+        "queuedAt": _told(execution.queued_at),
+        "notBefore": _told(execution.not_before) if _is_to_come(execution) else None,
+        "startedAt": _told(execution.started_at),
+        "finishedAt": _told(execution.finished_at),
+    }
+
+
+def _is_to_come(execution: Execution) -> bool:
+    """Whether `not_before` still means something: the start, or the next attempt."""
+    return execution.not_before is not None and execution.status in UNSTARTED
+
+
+def _told(instant: float | None) -> str | None:
+    return None if instant is None else timestamp(instant)
 
 
 def _entry(row: Any) -> Entry:

@@ -125,6 +125,8 @@ class Transaction:
         self._settled: list[str] = []
         replies = self.names.lock_replies(terms.identity)
         self.locks = LockBook(connection, now, terms.lock_times, self.names.locks, replies, self.post)
+        self.moves: list[Transition] = []
+        """What was applied, in order."""
         self.next_id = next_id
         self.outbox: list[Outgoing] = []
         """What was put into the outbox, in order."""
@@ -251,6 +253,7 @@ class Transaction:
         entry = rows.entry_of(move)
         if entry:
             self._history.append(entry)
+        self.moves.append(move)
         if move.execution.wants_locks:
             self._locking.append(move)
         if lifecycle.is_told(move.event):

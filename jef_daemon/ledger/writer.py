@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from jef_daemon.errors import LedgerUnavailable
 from jef_daemon.ledger import calling, claiming, door, locking, schema
 from jef_daemon.ledger.opening import explain
 from jef_daemon.ledger.transaction import Terms, Transaction
-from jef_daemon.ports import Clock, OnOutbox, Outgoing
+from jef_daemon.ports import Clock, Commit, OnCommit, OnOutbox, Outgoing
 
 log = structlog.get_logger()
 
@@ -74,6 +75,8 @@ class Writer:
         self._next_id = 1
         self._thread = threading.Thread(target=self._run, name="ledger-writer", daemon=True)
         self.on_outbox: OnOutbox | None = None
+        self.on_commit: OnCommit | None = None
+        """Told of each transaction; None: nobody counts, and nothing is gathered."""
         self.stalled: LedgerUnavailable | None = None
         """Set while the ledger takes no writes."""
         self.transactions = 0
@@ -149,6 +152,7 @@ class Writer:
                 return self._report(batch, results, outbox)
 
     def _attempt(self, batch: Sequence[Operation]) -> tuple[list[Any], list[Outgoing]]:
+        began = time.perf_counter()
         with self._engine.begin() as connection:
             transaction = Transaction(connection, self.terms, self._clock.now(), self._next_id)
             by_id: dict[int, Any] = {}
@@ -164,7 +168,11 @@ class Writer:
         self._next_id = transaction.next_id
         self.transactions += 1
         self.operations += len(batch)
-        return [by_id[id(operation)] for operation in batch], transaction.outbox
+        results = [by_id[id(operation)] for operation in batch]
+        if self.on_commit is not None:
+            commit = Commit(time.perf_counter() - began, len(batch), _door(batch, results), transaction.moves)
+            self._loop.call_soon_threadsafe(self.on_commit, commit)
+        return results, transaction.outbox
 
     def _report(self, batch: Sequence[Operation], results: Sequence[Any], outbox: list[Outgoing]) -> None:
         self._loop.call_soon_threadsafe(self._deliver, batch, results, outbox)
@@ -193,6 +201,16 @@ class Writer:
                     operation.done.exception()  # told already; who has given up waiting need not hear it
             else:
                 operation.done.set_result(result)
+
+
+def _door(batch: Sequence[Operation], results: Sequence[Any]) -> list[tuple[Any, Any]]:
+    """Messages that were let in or refused, each with what became of it."""
+    return [
+        pair
+        for operation, words in zip(batch, results, strict=True)
+        if operation.kind == "accept"
+        for pair in zip(operation.argument, words, strict=True)
+    ]
 
 
 def _accept(transaction: Transaction, arguments: list[Any]) -> list[Any]:

@@ -84,6 +84,11 @@ class RabbitBus:
         """Number of the session that is connected; 0: none is."""
         return self._session.number if self._session and self._connected.is_set() else 0
 
+    @property
+    def unconfirmed(self) -> int:
+        """Messages on their way: published, not confirmed yet."""
+        return self._session.unconfirmed if self._session else 0
+
     async def run(self) -> None:
         """Hold a session, and the next, until cancelled.
 

@@ -184,6 +184,11 @@ class Session:
                 log.warning("replies_lost", replies=replies.unconfirmed, reason=str(error))
             replies.fail("the channel of replies was closed")
 
+    @property
+    def unconfirmed(self) -> int:
+        """Messages that the broker has not confirmed yet."""
+        return sum(one.unconfirmed for one in (self._publisher, self._replies) if one is not None)
+
     async def acknowledge(self, source: str, up_to: int) -> None:
         """Acknowledge every delivery of a source, and of those of its group, up to a tag."""
         await self._channels[group_of(source)].basic_ack(up_to, multiple=True, wait=False)

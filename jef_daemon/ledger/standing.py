@@ -1,0 +1,47 @@
+"""How much stands where in a ledger: numbers for who watches it, read without taking its write lock."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sqlalchemy import Engine, func, select
+
+from jef_daemon.ledger import schema
+from jef_daemon.lifecycle import SETTLED, Status
+
+_EX, _GRANTS = schema.executions.c, schema.lock_grants.c
+_OPEN = [status.value for status in Status if status not in SETTLED and status is not Status.FAILED]
+_JOBS = (
+    select(_EX.action, _EX.status, func.count())
+    .where(_EX.status.in_(_OPEN), _EX.handed_back.is_(False), _EX.fenced.is_(False))
+    .group_by(_EX.action, _EX.status)
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Numbers of one moment."""
+
+    jobs: Mapping[tuple[str, str], int]
+    """Executions that are not over, by action and status."""
+    outbox: int
+    """Messages that no broker has confirmed yet."""
+    locks_held: Mapping[str, int]
+    """Grants of the lock service that is kept here, by mode."""
+    lock_waiters: int
+    """Requests that wait there."""
+
+
+def read(engine: Engine) -> Standing:
+    """Count."""
+    with engine.connect() as connection:
+        return Standing(
+            jobs={(row[0], row[1]): row[2] for row in connection.execute(_JOBS)},
+            outbox=connection.scalar(select(func.count()).select_from(schema.outbox)) or 0,
+            locks_held={
+                row[0]: row[1]
+                for row in connection.execute(select(_GRANTS.mode, func.count()).group_by(_GRANTS.mode))
+            },
+            lock_waiters=connection.scalar(select(func.count()).select_from(schema.lock_waiters)) or 0,
+        )
