@@ -38,6 +38,7 @@ from jef_daemon.actions.command import CommandSettings  # noqa: E402
 from jef_daemon.actions.roots import RootsSettings  # noqa: E402
 from jef_daemon.cli.app import app  # noqa: E402
 from jef_daemon.lifecycle import TABLE, Event, Place  # noqa: E402
+from jef_daemon.metrics import DEFINITIONS  # noqa: E402
 from jef_daemon.names import Names  # noqa: E402
 from jef_daemon.rabbitmq.topology import Topology  # noqa: E402
 from jef_daemon.settings import Action, Settings  # noqa: E402
@@ -50,6 +51,7 @@ PAGES = tuple(
         "docs/life-cycle.md",
         "docs/wire-protocol.md",
         "docs/cli.md",
+        "docs/metrics.md",
     )
 )
 _MARKED = re.compile(
@@ -386,6 +388,18 @@ def _meaning(one: Any) -> str:
     return f"{one.help or ''}{again}{default}"
 
 
+# --- metrics ---------------------------------------------------------------------------------------------
+
+
+def metrics(about: str) -> str:
+    """Every metric."""
+    told = table("name", "kind", "labels", "meaning")
+    for one in DEFINITIONS:
+        labels = ", ".join(f"`{label}`" for label in one.labels)
+        told += row(f"`{one.name}`", one.kind, labels, one.meaning)
+    return told
+
+
 PARTS: Mapping[str, Callable[[str], str]] = {
     "settings-file": settings_file,
     "action-keys-file": action_keys_file,
@@ -397,6 +411,7 @@ PARTS: Mapping[str, Callable[[str], str]] = {
     "topology": topology,
     "reserved": reserved,
     "commands": commands,
+    "metrics": metrics,
 }
 """What can be generated, by the name in the mark."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jef_daemon import __version__
 from jef_daemon.backlog import Backlog
@@ -25,6 +25,9 @@ from jef_daemon.run.worker import Worker
 from jef_daemon.settings import Settings
 from jef_daemon.updates import Updates
 
+if TYPE_CHECKING:
+    from jef_daemon.http_port import Web
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -42,6 +45,8 @@ class Parts:
     lock_service: LockService
     updates: Updates
     outside: Outside
+    web: Web | None
+    """The HTTP port; None: there is none."""
     roles: tuple[tuple[str, Coroutine[Any, Any, None]], ...]
     """What runs until it is cancelled, by name."""
 
@@ -94,6 +99,12 @@ def assemble(settings: Settings, ledger: SqlLedger, catalogue: Catalogue) -> Par
         working += [("updates", updates.run()), ("outside", outside.run())]
     if "locks" in settings.roles:
         working.append(("lock service", lock_service.run()))
+    web = None
+    if settings.http_port:
+        from jef_daemon.http_port import Web  # its libraries take time and memory: only for those who want it
+
+        web = Web(settings, ledger, catalogue, bus, worker, updates)
+        working.append(("web", web.run()))
     return Parts(
         actions=actions,
         pool=pool,
@@ -106,6 +117,7 @@ def assemble(settings: Settings, ledger: SqlLedger, catalogue: Catalogue) -> Par
         lock_service=lock_service,
         updates=updates,
         outside=outside,
+        web=web,
         roles=tuple(working),
     )
 

@@ -39,9 +39,10 @@ _OTHER_USES = frozenset(
         "JEF_FENCING_TOKENS",
     }
 )
+_TOKEN_CHARACTERS = 16
 _CREDENTIALS = "CREDENTIALS_DIRECTORY"
 _SECRET_KEYS = frozenset({"amqp_url"})
-_PATH_KEYS = frozenset({"amqp_url_file", "amqp_password_file", "data_dir", "python_path"})
+_PATH_KEYS = frozenset({"amqp_url_file", "amqp_password_file", "http_token_file", "data_dir", "python_path"})
 
 Keys = tuple[str, ...]
 
@@ -143,6 +144,23 @@ def broker_url(settings: Settings) -> str:
     return urlunsplit(parts._replace(netloc=f"{user}:{password}@{host}"))
 
 
+def http_token(settings: Settings) -> str | None:
+    """The token of operators on the HTTP port; None: there is none.
+
+    Raises:
+        SettingsError: its file cannot be read, or holds one that could be guessed.
+    """
+    if settings.http_token_file is None:
+        return None
+    token = _secret(settings.http_token_file, "http_token_file")
+    if len(token) < _TOKEN_CHARACTERS or not token.isascii():
+        raise SettingsError(
+            f"the token in {settings.http_token_file} (http_token_file) should be at least {_TOKEN_CHARACTERS} "
+            "characters of ASCII; `openssl rand -hex 32` makes one"
+        )
+    return token
+
+
 def masked(url: str) -> str:
     """A URL as it may be shown: without its password and its options."""
     parts = urlsplit(url)
@@ -185,7 +203,7 @@ def _placed(value: Any, folder: Path) -> Any:
 def _put_credentials(sources: _Sources, environ: Mapping[str, str]) -> None:
     """Files that systemd hands over, named like top-level keys."""
     folder = environ.get(_CREDENTIALS)
-    for name in ("amqp_url", "amqp_password") if folder else ():
+    for name in ("amqp_url", "amqp_password", "http_token") if folder else ():
         path = Path(str(folder), name)
         if path.exists():
             sources.put((f"{name}_file",), str(path), f"the credential {name}")
@@ -320,4 +338,4 @@ def _lines(text: str) -> dict[Keys, int]:
     return found
 
 
-__all__ = ["SecretStr", "broker_url", "known_keys", "load", "masked", "parse_override"]
+__all__ = ["SecretStr", "broker_url", "http_token", "known_keys", "load", "masked", "parse_override"]

@@ -166,6 +166,8 @@ class Daemon:
         """Stop in the order of the flow: take nothing in, start nothing, let run, tell, let go."""
         shutdown = self._settings.shutdown
         parts.backlog.close()
+        if parts.web is not None:
+            parts.web.stopping()
         parts.worker.start_nothing_more()
         await self._within(parts.bus.stop_requests(), shutdown.flush_s)
         await self._within(parts.intake.finish(), shutdown.flush_s)
@@ -175,6 +177,8 @@ class Daemon:
         if handed_back:
             log.info("handed_back", executions=handed_back)
         await self._within(parts.bus.stop_consuming(), shutdown.flush_s)
+        if parts.web is not None:
+            await self._within(parts.web.finish(), shutdown.flush_s)
         await self._within(parts.lock_service.finish(), shutdown.flush_s)
         await self._within(parts.updates.finish(), shutdown.flush_s)
         if not await self._within(parts.notifier.flush(), shutdown.flush_s):

@@ -321,7 +321,13 @@ class Settings(_Section):
         default=0,
         ge=0,
         le=65535,
-        description="Port for /metrics, /livez, /readyz; 0: none. Nothing listens there in this version.",
+        description="Port for health (/livez, /readyz), /metrics, updates of async jobs and commands; 0: none.",
+    )
+    http_token_file: Path | None = Field(
+        default=None,
+        examples=["/etc/jef-daemon/http-token"],
+        description="A file that holds the token of operators on the HTTP port, at least 16 characters; unset: "
+        "nobody may look at executions or cancel them there.",
     )
     python_path: list[Path] = Field(
         default_factory=list, description="Folders where executors are looked for too."

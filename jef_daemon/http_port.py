@@ -1,0 +1,147 @@
+"""Wires the HTTP port to a daemon's parts: what it may see, what is read for it. Only where `http_port` is set."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from jef_daemon.config import http_token
+from jef_daemon.errors import NotFound
+from jef_daemon.ledger import Reader, SqlLedger
+from jef_daemon.metrics import Metrics, Values, build
+from jef_daemon.rabbitmq import RabbitBus
+from jef_daemon.run.catalogue import Catalogue
+from jef_daemon.run.worker import Worker
+from jef_daemon.settings import Settings
+from jef_daemon.updates import Updates
+from jef_daemon.web.app import Doors, application
+from jef_daemon.web.health import Ask, Word
+from jef_daemon.web.server import HttpPort
+
+
+class Web:
+    """The HTTP port of a daemon.
+
+    Args:
+        settings: where it listens, who may do what.
+        ledger: read, and asked whether it works.
+        catalogue: actions that may be labels.
+        bus: asked whether it works.
+        worker: its slots.
+        updates: takes updates and commands.
+
+    Raises:
+        SettingsError: it cannot listen there, or the token cannot be read.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        ledger: SqlLedger,
+        catalogue: Catalogue,
+        bus: RabbitBus,
+        worker: Worker,
+        updates: Updates,
+    ) -> None:
+        self._settings, self._ledger, self._bus = settings, ledger, bus
+        self._worker, self._updates = worker, updates
+        self._reader: Reader | None = None
+        self._stopping = False
+        self.metrics = Metrics(catalogue.all, self._read)
+        doors = Doors(
+            updates=updates,
+            show=self._show,
+            parts=self._parts(),
+            exposition=self.metrics.exposition,
+            token=http_token(settings),
+            max_body_bytes=settings.bus.max_body_bytes,
+        )
+        self._port = HttpPort(application(doors), settings.http_host, settings.http_port)
+        ledger.on_commit(self.metrics.committed)
+
+    async def run(self) -> None:
+        """Serve and measure until cancelled."""
+        async with asyncio.TaskGroup() as parts:
+            parts.create_task(self._port.run(), name="http port")
+            parts.create_task(self.metrics.run(), name="event loop lag")
+
+    def stopping(self) -> None:
+        """Say that it is not ready any more; everything else goes on being answered."""
+        self._stopping = True
+
+    async def finish(self) -> None:
+        """Take no more requests, answer those under way."""
+        await self._port.finish()
+
+    # --- health ------------------------------------------------------------------------------------------
+
+    def _parts(self) -> Mapping[str, Ask]:
+        parts: dict[str, Callable[[], Awaitable[Word]]] = {
+            "daemon": self._daemon_word,
+            "broker": self._broker_word,
+            "ledger": self._ledger_word,
+        }
+        if "locks" in self._settings.roles:
+            parts["lock service"] = self._locks_word
+        return parts
+
+    async def _daemon_word(self) -> Word:
+        return Word(works=not self._stopping, word="stopping" if self._stopping else "working")
+
+    async def _broker_word(self) -> Word:
+        works = self._bus.connected.is_set()
+        return Word(works=works, word="connected" if works else "not connected")
+
+    async def _ledger_word(self) -> Word:
+        if (stalled := self._ledger.stalled) is not None:
+            return Word(works=False, word=str(stalled))
+        await self._ledger.answers()
+        return Word(works=True, word="takes writes")
+
+    async def _locks_word(self) -> Word:
+        if keeper := self._bus.locks_kept_by:
+            return Word(works=True, word=f"at the daemon with the ledger {keeper}")
+        works = self._bus.connected.is_set()
+        return Word(works=works, word="serving" if works else "waiting for the broker")
+
+    # --- what is read ------------------------------------------------------------------------------------
+
+    async def _read(self) -> Mapping[str, Values]:
+        standing = await self._ledger.standing()
+        return {
+            "jef_updates_total": {("accepted",): self._updates.taken, ("refused",): self._updates.refused},
+            "jef_jobs": self._bounded(standing.jobs),
+            "jef_slots": self._settings.slots.total,
+            "jef_slots_busy": self._worker.running,
+            "jef_locks_held": {
+                ("SHARED",): 0,
+                ("EXCLUSIVE",): 0,
+                **{(mode,): count for mode, count in standing.locks_held.items()},
+            },
+            "jef_lock_waiters": standing.lock_waiters,
+            "jef_outbox_messages": standing.outbox,
+            "jef_publishes_unconfirmed": self._bus.unconfirmed,
+            "jef_broker_connected": float(self._bus.connected.is_set()),
+            "jef_broker_reconnects_total": self._bus.reconnects,
+            "jef_ledger_stalled": float(self._ledger.stalled is not None),
+            "jef_build_info": build(),
+        }
+
+    def _bounded(self, jobs: Mapping[tuple[str, str], int]) -> Mapping[tuple[str, ...], float]:
+        found: dict[tuple[str, ...], float] = {}
+        for (action, status), count in jobs.items():
+            key = (self.metrics.label(action), status)
+            found[key] = found.get(key, 0) + count
+        return found
+
+    async def _show(self, execution_id: str) -> dict[str, Any] | None:
+        return await asyncio.to_thread(self._document, execution_id)
+
+    def _document(self, execution_id: str) -> dict[str, Any] | None:
+        if self._reader is None:
+            self._reader = Reader(self._settings.ledger)
+        try:
+            return self._reader.document(execution_id)
+        except NotFound:
+            return None
