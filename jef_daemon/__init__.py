@@ -24,8 +24,10 @@ from jef_daemon.sdk import (
     ActionExecutorResponse,
     AsyncActionExecutor,
     ExecutionContext,
+    ExternalCancelled,
     ExternalFailure,
     GrantedLock,
+    NothingToPoll,
     action,
 )
 
@@ -36,8 +38,10 @@ __all__ = [
     "ActionExecutorResponse",
     "AsyncActionExecutor",
     "ExecutionContext",
+    "ExternalCancelled",
     "ExternalFailure",
     "GrantedLock",
+    "NothingToPoll",
     "__version__",
     "action",
 ]

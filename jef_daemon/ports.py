@@ -193,6 +193,10 @@ class Call:
     """How often it was made before."""
 
 
+NOTHING_TO_POLL = "jef_daemon.sdk.NothingToPoll"
+"""The `error_type` of a poll that is not to be made again: updates tell."""
+
+
 @dataclass(slots=True)
 class Consequences:
     """What follows outside the ledger from updates, commands, time-outs."""

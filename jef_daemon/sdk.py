@@ -258,6 +258,14 @@ class ExternalFailure(Exception):
     """The work outside has failed: raised by `poll`, it makes the job FAILED. Other exceptions are a poll's own."""
 
 
+class ExternalCancelled(Exception):
+    """The work outside was stopped there: raised by `start` or `poll`, it makes the job CANCELLED."""
+
+
+class NothingToPoll(Exception):
+    """There is nothing to look at: raised by `poll` where only updates tell. It is not called again."""
+
+
 class AsyncActionExecutor(ActionExecutor):
     """Base class of executors whose work runs somewhere else: on a render farm, in another service.
 
@@ -271,6 +279,8 @@ class AsyncActionExecutor(ActionExecutor):
 
     def start(self, context: ExecutionContext[Any]) -> Any:
         """Launch the work; returns its identifier elsewhere, or None.
+
+        Returns an `ActionExecutorResponse` where the work was so short that it is done already.
 
         An exception makes the job FAILED. If the daemon dies meanwhile, the attempt was interrupted.
         """
@@ -291,6 +301,8 @@ class AsyncActionExecutor(ActionExecutor):
 
         Raises:
             ExternalFailure: it has failed.
+            ExternalCancelled: it was stopped.
+            NothingToPoll: this job tells by updates only; its silence is what its time-out counts.
         """
         raise NotImplementedError
 

@@ -7,7 +7,7 @@ from sqlalchemy import bindparam, delete, insert, select, update
 from jef_daemon.ledger import rows, schema
 from jef_daemon.ledger.transaction import WORKING, Transaction
 from jef_daemon.lifecycle import Event, Failed
-from jef_daemon.ports import Call, Consequences
+from jef_daemon.ports import NOTHING_TO_POLL, Call, Consequences
 
 _EX, _CALLS, _CHECKPOINTS = schema.executions.c, schema.calls.c, schema.checkpoints.c
 _DUE = (
@@ -45,6 +45,9 @@ def answer(transaction: Transaction, call: Call, event: Event | None) -> Consequ
         transaction.connection.execute(_DONE, {"key": name, "which": call.name})
     current = transaction.known([name]).get(name)
     if current is None or current.attempt != call.execution.attempt or current.place not in WORKING:
+        return found
+    if isinstance(event, Failed) and event.error_type == NOTHING_TO_POLL:
+        transaction.connection.execute(_DONE, {"key": name, "which": call.name})
         return found
     if isinstance(event, Failed) and call.name != "poll":
         # The hook failed, not the job.

@@ -26,6 +26,7 @@ from jef_daemon.sdk import (
     ActionExecutorResponse,
     AsyncActionExecutor,
     ExecutionContext,
+    ExternalCancelled,
     ExternalFailure,
     GrantedLock,
     Report,
@@ -137,6 +138,8 @@ async def perform(
         if task is not None and task.cancelling():
             raise
         return failed(error)  # the executor's own idea
+    except ExternalCancelled as error:
+        return Stopped(reason=_text(error) or "stopped outside")
     except BaseException as error:  # noqa: BLE001  the executor boundary
         return failed(error)
 
@@ -151,6 +154,8 @@ def perform_blocking(
         if inspect.isawaitable(result):
             result = asyncio.run(_awaited(result))
         return _meaning(executor, result, job)
+    except ExternalCancelled as error:
+        return Stopped(reason=_text(error) or "stopped outside")
     except BaseException as error:  # noqa: BLE001  the executor boundary
         return failed(error)
 
@@ -162,7 +167,10 @@ async def _awaited(result: Any) -> Any:
 def _meaning(executor: ActionExecutor, result: Any, job: JobInput) -> Event | None:
     """What the result of a call means for the job."""
     if job.call == "execute":
-        return _launched(result) if isinstance(executor, AsyncActionExecutor) else _completed(result, job)
+        is_launch = isinstance(executor, AsyncActionExecutor) and not isinstance(
+            result, ActionExecutorResponse
+        )
+        return _launched(result) if is_launch else _completed(result, job)
     return _HOOK_MEANINGS[job.call](result, job)
 
 

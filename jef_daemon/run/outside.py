@@ -12,7 +12,7 @@ from typing import Protocol
 import structlog
 
 from jef_daemon.lifecycle import Event, Failed, Progressed
-from jef_daemon.ports import Applied, Call, Claimed, Consequences
+from jef_daemon.ports import NOTHING_TO_POLL, Applied, Call, Claimed, Consequences
 from jef_daemon.run.boundary import JobInput, failed, perform
 from jef_daemon.run.catalogue import Action, load
 from jef_daemon.run.isolation import ProcessPool
@@ -28,6 +28,8 @@ _PROCESSES = 2
 """Of them in processes of their own."""
 _CALL_LIMIT_S = 60.0
 """Longest call; a longer one is given up, and made again."""
+_SAYS_SOMETHING = frozenset({ExternalFailure.__name__, NOTHING_TO_POLL})
+"""Exceptions of a poll that are not its own trouble."""
 
 
 class CallLedger(Protocol):
@@ -116,7 +118,7 @@ class Outside:
                 event = await self._perform(action, call)
         except TimeoutError:
             event = failed(TimeoutError(f"took longer than {_CALL_LIMIT_S:g} s"))
-        if call.name == "poll" and isinstance(event, Failed) and event.error_type != ExternalFailure.__name__:
+        if call.name == "poll" and isinstance(event, Failed) and event.error_type not in _SAYS_SOMETHING:
             # A service that does not answer just now says nothing about the work: silence has its own clock.
             log.warning("poll_failed", execution_id=call.execution.execution_id, error=event.error_message)
             event = None
