@@ -35,6 +35,7 @@ sys.path[:0] = [str(ROOT)]
 from docs.tables import kind_of, row, table  # noqa: E402
 from jef_daemon import cli, lifecycle, messages  # noqa: E402  the checkout's own, wherever this is called
 from jef_daemon.actions.command import CommandSettings  # noqa: E402
+from jef_daemon.actions.http import HttpSettings  # noqa: E402
 from jef_daemon.actions.roots import RootsSettings  # noqa: E402
 from jef_daemon.cli.app import app  # noqa: E402
 from jef_daemon.lifecycle import TABLE, Event, Place  # noqa: E402
@@ -161,6 +162,7 @@ def _action_sections() -> Iterator[tuple[str, str, type[BaseModel]]]:
         yield title, f"{name}." if name else "", model
     yield "Keys of an action with a `command`, besides:", "", CommandSettings
     yield "Keys of `checksum` and `copy`, besides:", "", RootsSettings
+    yield "Keys of `http`, besides:", "", HttpSettings
 
 
 def _default(field: FieldInfo) -> str:

@@ -26,6 +26,7 @@ from jef_daemon.settings import Action as ActionSettings
 from jef_daemon.settings import Settings
 
 ENTRY_POINTS = "jef_daemon.actions"
+_TOUCH_FILES = frozenset({"jef_daemon.actions.checksum:Checksum", "jef_daemon.actions.copy:Copy"})
 _COMMAND = "jef_daemon.actions.command:Command"
 
 
@@ -112,7 +113,7 @@ def _configured(
 def _with_root(spec: ActionSpec, default_root: str) -> ActionSpec:
     """Ours that touch files stay within the daemon's own folder unless the operator opens others."""
     own = json.loads(spec.settings)
-    if spec.executor.startswith("jef_daemon.actions.") and spec.executor != _COMMAND and not own.get("roots"):
+    if spec.executor in _TOUCH_FILES and not own.get("roots"):
         return ActionSpec(spec.name, spec.executor, json.dumps({**own, "roots": [default_root]}))
     return spec
 

@@ -20,6 +20,7 @@ ACTIONS = (
     "nap",
     "checksum",
     "copy",
+    "http",
     "misbehave",
     "broken",
     "watchful",
