@@ -310,16 +310,19 @@ def test_run_lends_its_terminal_to_the_command(service: DaemonProcess, tmp_path:
         stdout=subprocess.PIPE,
         cwd=ROOT,
     ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(b"hello\n")
-        process.stdin.flush()
-        while b"got hello" not in (line := process.stdout.readline()):
-            assert line, "the command has not read what was typed"
-        process.stdin.write(b"\x03")
-        process.stdin.flush()
-        process.stdout.read()
-        assert process.wait(30) == 9
+        try:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(b"hello\n")
+            process.stdin.flush()
+            while b"got hello" not in (line := process.stdout.readline()):
+                assert line, "the command has not read what was typed"
+            process.stdin.write(b"\x03")
+            process.stdin.flush()
+            process.stdout.read()
+            assert process.wait(30) == 9
+        finally:
+            process.kill()
     assert file.read_text() == "interrupted\n"
     assert state(service) == {}
 
