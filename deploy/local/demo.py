@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import aio_pika
+from aio_pika.abc import AbstractChannel
 from broker import URL_VARIABLE, BrokerError
 from playground import ROOT, Playground, PlaygroundError
 from rich.console import Console
@@ -68,6 +69,9 @@ executor = "greet:greet"
 [actions.greet-slowly]
 executor = "greet:greet_slowly"
 
+[actions.nap]
+command = ["sleep", "{{configuration.seconds}}"]
+
 [actions.archive]
 command = ["sh", "archive.sh", "{{configuration.folder}}", "{{configuration.target}}"]
 working_directory = {examples}
@@ -86,6 +90,9 @@ roots = [{files}, LIBRARY]
 """
 
 
+_REGRET = "changed my mind"
+
+
 @dataclass
 class Job:
     """A request, and what must come of it."""
@@ -98,6 +105,8 @@ class Job:
     """Part of the last message, or of the error's."""
     why: str = ""
     """What it shows."""
+    lock: str = ""
+    """A resource that it wants for itself."""
     told: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -159,6 +168,9 @@ def jobs() -> list[Job]:
         ),
         Job("hello", "greet-slowly", {"name": "you", "patience": 1}, says="at last", why="blocking code"),
         Job("twice", "greet", {"name": "once"}, says="Hello once", why="sent twice, runs once"),
+        Job("cut-1", "greet-slowly", {"name": "asset", "patience": 1}, why="holds a lock", lock="asset/42"),
+        Job("cut-2", "greet-slowly", {"name": "asset", "patience": 0}, why="waits for it", lock="asset/42"),
+        Job("unwanted", "nap", {"seconds": 600}, "CANCELLED", _REGRET, "cancelled while it runs"),
         Job(
             "differ",
             "compare",
@@ -200,12 +212,13 @@ class Demo:
         self._table = JobTable("jef_daemon at work", rows=40)
         self._picture: tuple[int, JobTable] = (-1, self._table)
         self.dead: list[str] = []
+        self._channel: AbstractChannel
 
     async def run(self) -> list[str]:
         """Publish, watch, compare; returns what went wrong."""
         connection = await aio_pika.connect(self._url)
         async with connection:
-            channel = await connection.channel()
+            channel = self._channel = await connection.channel()
             # A queue of our own on the exchange of notifications: all that a watcher needs.
             told = await channel.declare_queue(exclusive=True)
             await told.bind(self._names.status, "#")
@@ -222,7 +235,9 @@ class Demo:
 
     def _requests(self) -> Iterator[tuple[str, bytes]]:
         for job in self._jobs.values():
-            body = json.dumps({"executionId": job.execution_id, "configuration": job.configuration}).encode()
+            locks = [{"resource": job.lock, "mode": "EXCLUSIVE"}] if job.lock else []
+            request = {"executionId": job.execution_id, "configuration": job.configuration, "locks": locks}
+            body = json.dumps(request).encode()
             yield job.action, body
             if job.execution_id == "twice":
                 yield job.action, body
@@ -240,6 +255,13 @@ class Demo:
         if moved and not self._console.is_terminal:
             self._console.print(line(told), markup=False, highlight=False, soft_wrap=True)
         self._changed.set()
+        if (told["executionId"], told["status"], before["status"]) == ("unwanted", "RUNNING", "QUEUED"):
+            await self._cancel("unwanted")
+
+    async def _cancel(self, execution_id: str) -> None:
+        command = {"command": "cancel", "executionId": execution_id, "reason": _REGRET, "by": "the demo"}
+        message = aio_pika.Message(json.dumps(command).encode())
+        await self._channel.default_exchange.publish(message, self._names.control)
 
     async def _watch(self) -> None:
         with Live(self._table, console=self._console, auto_refresh=False) as live:
@@ -280,6 +302,16 @@ class Demo:
         starts = [told for told in self._jobs["twice"].told if told["status"] == "RUNNING"]
         if len({told["attempt"] for told in starts}) != 1:
             yield "the job that was sent twice ran twice"
+        first, second = self._jobs["cut-1"].told, self._jobs["cut-2"].told
+        if "WAITING_FOR_LOCK" not in {told["status"] for told in (*first, *second)}:
+            yield "of two jobs with one lock, neither waited"
+        begins = [
+            next((each["timestamp"] for each in told if each["status"] == "RUNNING"), "")
+            for told in (first, second)
+        ]
+        ends = [told[-1]["timestamp"] for told in (first, second)]
+        if max(begins) < min(ends):
+            yield "two jobs with one lock ran at the same time"
         if not any(0 < told["progress"] < 100 for told in self._jobs["checksum-library"].told):
             yield "the large checksum told no progress"
         copied = filecmp.cmpfiles(
