@@ -7,10 +7,11 @@ transaction of the batch.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import Connection
 
@@ -48,6 +49,8 @@ class LockStore:
         self._limits = limits
         self._counters: dict[str, tuple[int, int]] = {}
         """Fence and waiting by resource, as they are now: only this transaction changes them."""
+        self._looked_up: dict[tuple[object, ...], Any] = {}
+        """Answers of this decision: a sweep asks the same of a resource for each of its waiters."""
         self._history: list[dict[str, Any]] = []
         self.touched: set[str] = set()
         """Resources whose queue may have moved."""
@@ -57,9 +60,10 @@ class LockStore:
         replies: list[Reply] = []
         pending = deque(requests)
         while pending:
+            self._looked_up.clear()
             decision = decide(self, pending.popleft(), self._now, self._limits)
-            for change in decision.changes:
-                _APPLY[type(change)](self, change)
+            for kind, changes in itertools.groupby(decision.changes, type):
+                _APPLY[kind](self, list(changes))
             replies += decision.replies
             pending.extendleft(reversed(decision.rest))
         if self._history:
@@ -85,8 +89,12 @@ class LockStore:
 
     def holders(self, resource: str, limit: int) -> Sequence[Grant]:
         """See `LockView`."""
-        wanted = {"resource": resource, "most": limit}
-        return [sql.grant_of(row) for row in self._connection.execute(sql.HOLDERS, wanted)]
+        key = "holders", resource, limit
+        if key not in self._looked_up:
+            wanted = {"resource": resource, "most": limit}
+            found = self._connection.execute(sql.HOLDERS, wanted)
+            self._looked_up[key] = [sql.grant_of(row) for row in found]
+        return cast("list[Grant]", self._looked_up[key])
 
     def waiters(
         self, resource: str, mode: Mode | None, among: Among, after: int, limit: int
@@ -94,8 +102,12 @@ class LockStore:
         """See `LockView`."""
         if not self.waiting(resource):
             return []
-        wanted = {"resource": resource, "after": after, "most": limit}
-        return [sql.waiter_of(row) for row in self._connection.execute(sql.WAITERS_OF[mode, among], wanted)]
+        key = resource, mode, among, after, limit
+        if key not in self._looked_up:
+            wanted = {"resource": resource, "after": after, "most": limit}
+            found = self._connection.execute(sql.WAITERS_OF[mode, among], wanted)
+            self._looked_up[key] = [sql.waiter_of(row) for row in found]
+        return cast("list[Waiter]", self._looked_up[key])
 
     def ahead(self, resource: str, ticket: int) -> int:
         """See `LockView`."""
@@ -210,11 +222,11 @@ class LockStore:
             self._count(resource, 1)
             self._note(resource, waiter.owner, "asked", mode)
 
-    def _change_waiter(self, change: ChangeWaiter) -> None:
-        waiter = change.waiter
+    def _change_waiters(self, changes: Sequence[ChangeWaiter]) -> None:
+        waiters = [change.waiter for change in changes]
         changed = ("reply_to", "correlation_id", "wait_until", "lease_s", "blocked_at", "overtaken", "firm")
-        new = {f"new_{name}": getattr(waiter, name) for name in changed}
-        self._connection.execute(sql.CHANGE_WAITER, new | {"t": waiter.ticket})
+        new = [{f"new_{name}": getattr(w, name) for name in changed} | {"t": w.ticket} for w in waiters]
+        self._connection.execute(sql.CHANGE_WAITER, new)
         wants = [
             {
                 "r": resource,
@@ -222,6 +234,7 @@ class LockStore:
                 "is_firm": waiter.firm,
                 "is_blocked": waiter.blocked_at == resource,
             }
+            for waiter in waiters
             for resource, _ in waiter.locks
         ]
         self._connection.execute(sql.CHANGE_WANT, wants)
@@ -265,14 +278,23 @@ class LockStore:
         )
 
 
-_APPLY: dict[type[Change], Callable[[LockStore, Any], None]] = {
-    PutGrant: LockStore._put_grant,  # noqa: SLF001  the table of this very class
-    RenewGrant: LockStore._renew_grant,  # noqa: SLF001
-    DropGrant: LockStore._drop_grant,  # noqa: SLF001
-    SetFence: LockStore._set_fence,  # noqa: SLF001
-    PutWaiter: LockStore._put_waiter,  # noqa: SLF001
-    ChangeWaiter: LockStore._change_waiter,  # noqa: SLF001
-    DropWaiter: LockStore._drop_waiter,  # noqa: SLF001
+def _each(apply: Callable[[LockStore, Any], None]) -> Callable[[LockStore, Sequence[Any]], None]:
+    def apply_all(store: LockStore, changes: Sequence[Any]) -> None:
+        for change in changes:
+            apply(store, change)
+
+    return apply_all
+
+
+_APPLY: dict[type[Change], Callable[[LockStore, Sequence[Any]], None]] = {
+    PutGrant: _each(LockStore._put_grant),  # noqa: SLF001  the table of this very class
+    RenewGrant: _each(LockStore._renew_grant),  # noqa: SLF001
+    DropGrant: _each(LockStore._drop_grant),  # noqa: SLF001
+    SetFence: _each(LockStore._set_fence),  # noqa: SLF001
+    PutWaiter: _each(LockStore._put_waiter),  # noqa: SLF001
+    # A renewal changes hundreds at once, a sweep moves many on to wait elsewhere.
+    ChangeWaiter: LockStore._change_waiters,  # noqa: SLF001
+    DropWaiter: _each(LockStore._drop_waiter),  # noqa: SLF001
 }
 
 
