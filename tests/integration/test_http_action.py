@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 
 import aio_pika
@@ -24,6 +26,12 @@ def serve(daemon: DaemonProcess, *ports: int, more: str = "", http_port: int = 0
     hosts = json.dumps([f"127.0.0.1:{port}" for port in ports])
     daemon.configure(f"[actions.http]\nallowed_hosts = {hosts}\nplain_http = true\n{more}\n")
     daemon.start(JEF_HTTP_PORT=str(http_port))
+
+
+def of_ledger(daemon: DaemonProcess, query: str) -> Any:
+    """One value of its ledger."""
+    with closing(sqlite3.connect(daemon.folder / "data" / "ledger.db")) as connection:
+        return connection.execute(query).fetchone()[0]
 
 
 async def test_the_result_may_come_at_once(daemon: DaemonProcess, client: Client) -> None:
@@ -312,6 +320,11 @@ async def test_wrong_tokens_of_callbacks_change_nothing(daemon: DaemonProcess, c
             await client.submit("http", name, {"url": service.url})
         await client.until(lambda: len(service.requests) == 2)
         await client.until(lambda: client.statuses("2:x")[-1:] == ["RUNNING"])
+        deadline = of_ledger(daemon, "select update_deadline from executions where execution_id = '1'")
+        await client.until(lambda: of_ledger(daemon, "select count(*) from calls") == 0)
+        await asyncio.sleep(0.5)  # what a poll means is written a moment after it
+        still = of_ledger(daemon, "select update_deadline from executions where execution_id = '1'")
+        assert still == deadline, "looking at nothing was taken for a sign of life"
     jobs = {one.body["executionId"]: one.body["callback"] for one in service.requests}
     async with httpx.AsyncClient(trust_env=False) as anybody:
         update = {"status": "COMPLETED", "result": "mine"}
