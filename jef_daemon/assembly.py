@@ -17,13 +17,14 @@ from jef_daemon.lock.service import LockService
 from jef_daemon.names import Names
 from jef_daemon.notify import Notifier
 from jef_daemon.ports import Consequences, Delivery, LockTimes
-from jef_daemon.rabbitmq import CONTROL, HANDED_ON, LOCK_REPLIES, LOCKS, UPDATES, RabbitBus
+from jef_daemon.rabbitmq import CONTROL, HANDED_ON, LOCK_REPLIES, LOCKS, UPDATES, WATCHED, RabbitBus
 from jef_daemon.run.catalogue import Action, Catalogue
 from jef_daemon.run.isolation import ProcessPool
 from jef_daemon.run.outside import Outside
 from jef_daemon.run.worker import Worker
 from jef_daemon.settings import Settings
 from jef_daemon.updates import Updates
+from jef_daemon.watch import Watcher
 
 if TYPE_CHECKING:
     from jef_daemon.http_port import Web
@@ -45,6 +46,7 @@ class Parts:
     lock_service: LockService
     updates: Updates
     outside: Outside
+    watcher: Watcher
     web: Web | None
     """The HTTP port; None: there is none."""
     roles: tuple[tuple[str, Coroutine[Any, Any, None]], ...]
@@ -83,6 +85,7 @@ def assemble(settings: Settings, ledger: SqlLedger, catalogue: Catalogue) -> Par
     worker = Worker(ledger, catalogue, pool, settings, backlog.left, lock_client, ledger.identity)
     outside = Outside(ledger, actions, pool, worker.input, follow)
     updates = Updates(ledger, bus, names, ledger.identity, settings.bus.max_body_bytes, follow)
+    watcher = Watcher(ledger, bus, follow)
     lock_service = _lock_service(settings, ledger, bus, names)
     intake = Intake(ledger, bus, actions, settings.bus.max_body_bytes, worker.wake, backlog.arrived)
     receivers = {
@@ -91,6 +94,7 @@ def assemble(settings: Settings, ledger: SqlLedger, catalogue: Catalogue) -> Par
         UPDATES: updates.updates.deliver,
         CONTROL: updates.commands.deliver,
         HANDED_ON: updates.handed_on.deliver,
+        WATCHED: watcher.deliver,
     }
     notifier = Notifier(ledger, bus)
     working = [("bus", bus.run()), ("notify", notifier.run())]
@@ -105,6 +109,8 @@ def assemble(settings: Settings, ledger: SqlLedger, catalogue: Catalogue) -> Par
 
         web = Web(settings, ledger, catalogue, bus, worker, updates)
         working.append(("web", web.run()))
+    if "watcher" in settings.roles:
+        working.append(("watcher", watcher.run()))
     return Parts(
         actions=actions,
         pool=pool,
@@ -117,6 +123,7 @@ def assemble(settings: Settings, ledger: SqlLedger, catalogue: Catalogue) -> Par
         lock_service=lock_service,
         updates=updates,
         outside=outside,
+        watcher=watcher,
         web=web,
         roles=tuple(working),
     )

@@ -25,7 +25,7 @@ from jef_daemon.ledger import Policy, SqlLedger
 from jef_daemon.lock.requests import Limits
 from jef_daemon.names import Names
 from jef_daemon.ports import LockTimes
-from jef_daemon.rabbitmq import CONTROL, HANDED_ON, LOCK_REPLIES, LOCKS, UPDATES
+from jef_daemon.rabbitmq import CONTROL, HANDED_ON, LOCK_REPLIES, LOCKS, UPDATES, WATCHED
 from jef_daemon.run.catalogue import Catalogue
 from jef_daemon.run.guardian import Guardian
 from jef_daemon.run.probe import examine
@@ -134,6 +134,8 @@ class Daemon:
         roles = self._settings.roles
         if "locks" in roles:
             await parts.bus.resume(LOCKS)
+        if "watcher" in roles:
+            await parts.bus.resume(WATCHED)
         if "worker" in roles:
             await parts.bus.resume(UNROUTABLE)
             for source in (LOCK_REPLIES, UPDATES, CONTROL, HANDED_ON):
@@ -235,6 +237,7 @@ def open_ledger(settings: Settings) -> SqlLedger:
         ),
         max_variables_bytes=settings.jobs.max_variables_bytes,
         remember_s=settings.jobs.remember_cancels_s,
+        lost_locks_fail=locks.on_lost == "cancel",
     )
 
 

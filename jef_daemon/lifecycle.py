@@ -55,6 +55,9 @@ class Place(StrEnum):
 LOCKING = frozenset({Place.QUEUED, Place.WAITING_FOR_LOCK, Place.RUNNING, Place.TIMED_OUT_OPEN})
 """Places in which an execution that wants locks holds them, waits for them or is about to ask."""
 
+WORKING = frozenset({Place.RUNNING, Place.TIMED_OUT_OPEN})
+"""Places in which an attempt's work may still be going on."""
+
 FINAL = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED, Status.TIMED_OUT})
 """Statuses after which an attempt does no more work by itself (a late update or a retry may still follow)."""
 
@@ -122,6 +125,9 @@ class Execution:
     """Longest wait for a slot; None: as long as it takes."""
     lock_timeout_s: float | None = None
     """Longest wait for locks."""
+    due_at: float | None = None
+    """When the clock of its place runs out: the wait for a slot or for locks, the limit of work outside, the grace of
+    a time-out. None: it has none there."""
 
     @property
     def is_backlog(self) -> bool:
@@ -277,6 +283,8 @@ Change = Callable[[Execution, Any, float], None]
 def _queue(execution: Execution, event: Event, now: float) -> None:
     execution.queued_at = now
     execution.message = event.reason
+    # Waiting for its time is no wait for a slot, nor for locks.
+    execution.due_at = waits_until(execution, max(now, execution.not_before or now))
 
 
 def _wait(execution: Execution, event: LockAwaited, now: float) -> None:
@@ -286,6 +294,7 @@ def _wait(execution: Execution, event: LockAwaited, now: float) -> None:
 def _start(execution: Execution, event: Started, now: float) -> None:
     execution.started_at = now
     execution.message = event.reason
+    execution.due_at = None
     _move_deadline(execution, now)
 
 
@@ -300,7 +309,7 @@ def _report(execution: Execution, event: Progressed, now: float) -> None:
 
 def _launch(execution: Execution, event: Launched, now: float) -> None:
     execution.outside = True
-    execution.finished_at = None
+    _go_on(execution)
     if event.message is not None:
         execution.message = event.message
     execution.external_id = event.external_id or execution.external_id
@@ -335,20 +344,22 @@ def _cancel(execution: Execution, event: Event, now: float) -> None:
 def _time_out(execution: Execution, event: FellSilent, now: float) -> None:
     execution.message = event.reason or "no update before the deadline"
     _finish(execution, event, now)
+    execution.due_at = now + execution.timeout_grace_s
 
 
 def _close(execution: Execution, event: GraceEnded, now: float) -> None:
     execution.fenced = True
+    execution.due_at = None
 
 
 def _resume(execution: Execution, event: Resumed, now: float) -> None:
-    execution.finished_at = None
+    _go_on(execution)
     execution.message = event.reason or "resumed"
     _move_deadline(execution, now)
 
 
 def _revive(execution: Execution, event: Progressed, now: float) -> None:
-    execution.finished_at = None
+    _go_on(execution)
     _report(execution, event, now)
 
 
@@ -362,9 +373,17 @@ def _new_attempt(execution: Execution, event: Retried | Interrupted, now: float)
     _queue(execution, event, now)
 
 
+def _go_on(execution: Execution) -> None:
+    """The work outside goes on, up to the limit of the attempt; work here has its limit from the worker."""
+    execution.finished_at = execution.due_at = None
+    limit = execution.execution_timeout_s
+    if execution.outside and limit is not None and execution.started_at is not None:
+        execution.due_at = execution.started_at + limit
+
+
 def _finish(execution: Execution, event: Event, now: float) -> None:
     execution.finished_at = now
-    execution.update_deadline = None
+    execution.update_deadline = execution.due_at = None
 
 
 def _move_deadline(execution: Execution, now: float) -> None:
@@ -408,8 +427,9 @@ TABLE: Mapping[tuple[Place, type[Event]], tuple[Place, Change]] = {
 _UNTOLD = frozenset({GraceEnded})
 """Events that change no status and nothing a reader of notifications needs: no notification is sent."""
 
+_EXECUTOR = "executor"
 _LATE_FROM = frozenset({Launched, Progressed, Completed, Failed, Stopped})
-"""From TIMED_OUT, these come from an update after the deadline and are told as late."""
+"""From TIMED_OUT, these are told as late where the work itself says so, by an update after the deadline."""
 
 _STATUS_OF = {place: Status(place.value) for place in Place if place.value in Status.__members__} | {
     Place.TIMED_OUT_OPEN: Status.TIMED_OUT,
@@ -444,6 +464,19 @@ def is_told(event: Event) -> bool:
     return type(event) not in _UNTOLD
 
 
+def waits_until(execution: Execution, since: float, *, granted: bool = False) -> float | None:
+    """When an unstarted execution has waited too long; None: it waits as long as it takes.
+
+    Args:
+        execution: that waits.
+        since: the instant at which this wait began.
+        granted: it has all its locks, and waits for a slot.
+    """
+    is_for_locks = execution.wants_locks and not granted
+    limit = execution.lock_timeout_s if is_for_locks else execution.queue_timeout_s
+    return None if limit is None else since + limit
+
+
 def _moved(place: Place, execution: Execution, event: Event, now: float) -> Transition:
     row = TABLE.get((place, type(event)))
     if row is None:
@@ -453,5 +486,5 @@ def _moved(place: Place, execution: Execution, event: Event, now: float) -> Tran
     change(moved, event, now)
     if is_told(event):
         moved.sequence += 1
-    late = place is Place.TIMED_OUT_OPEN and type(event) in _LATE_FROM
+    late = place is Place.TIMED_OUT_OPEN and type(event) in _LATE_FROM and event.actor == _EXECUTOR
     return Transition(place, moved, event, now, late)

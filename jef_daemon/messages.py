@@ -153,6 +153,9 @@ class StatusNotification(_Wire):
     )
     reason: str | None = Field(default=None, description="Why, in their words.")
     late: bool | None = Field(default=None, description="True when a late update caused it.")
+    update_deadline: AwareDatetime | None = Field(
+        default=None, description="RUNNING only: without an update until then it is TIMED_OUT."
+    )
 
 
 class Update(_Wire):
@@ -438,6 +441,8 @@ def notification(transition: Transition, *, tracebacks: bool = True) -> bytes:
         told["cancelRequested"] = True
     if transition.late:
         told["late"] = True
+    if execution.update_deadline is not None:
+        told["updateDeadline"] = timestamp(execution.update_deadline)
     return to_json(told)
 
 

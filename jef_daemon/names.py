@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+WATCHED = "x-jef-watched"
+"""Header of the notifications of executions that may fall silent; its value is their ledger's own name."""
+
 
 @dataclass(frozen=True, slots=True)
 class Names:
@@ -29,6 +32,11 @@ class Names:
     def status(self) -> str:
         """Topic exchange of status notifications."""
         return f"{self.prefix}.status"
+
+    @property
+    def watched(self) -> str:
+        """Headers exchange behind `status`: watchers hear only those whose silence matters to them."""
+        return f"{self.prefix}.watched"
 
     @property
     def dead(self) -> str:

@@ -211,10 +211,22 @@ class Consequences:
     """Whether calls of async executors (`resume`, `cancel`) became due."""
     more: list[Command] = field(default_factory=list)
     """Commands that go on: the rest of a workflow."""
+    again: bool = False
+    """Whether the same step has more to do: it took no more than a page."""
     unknown: bool = False
     """Whether a cancel was remembered, as what it is about is not here."""
     answers: list[dict[str, object]] = field(default_factory=list)
     """What whoever asked is told: one for each command that is done."""
+
+
+@dataclass(slots=True)
+class Silence:
+    """What the ledger says of executions that seem silent."""
+
+    lateness_s: list[float] = field(default_factory=list)
+    """Of those that were flagged: how long after their deadlines."""
+    later: dict[str, float] = field(default_factory=dict)
+    """Those that are not silent: their true deadlines, UTC seconds since the epoch."""
 
 
 # --- the ledger ------------------------------------------------------------------------------------------

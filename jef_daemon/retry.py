@@ -11,8 +11,11 @@ from dataclasses import dataclass
 
 from jef_daemon.lifecycle import Execution, Failed
 
-NEVER_RETRIED = frozenset({"ConfigurationRefused", "ResponseRefused", "ExecutorNotLoaded", "LockRefused"})
-"""Errors that another attempt would meet again, whatever the policy says."""
+NEVER_RETRIED = frozenset(
+    {"ConfigurationRefused", "ResponseRefused", "ExecutorNotLoaded", "LockRefused"}
+    | {"QueueTimeout", "LockTimeout"}
+)
+"""Errors that another attempt would meet again, whatever the policy says; and waits: a longest one is not repeated."""
 INTERRUPTED = "Interrupted"
 """Decided by `may_run_again`: half a job may have been done."""
 

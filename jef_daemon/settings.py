@@ -311,10 +311,11 @@ class Settings(_Section):
         description="The daemon's own folder: ledger, scratch, default root. Default: systemd's "
         "StateDirectory, /var/lib/jef-daemon for root, else ~/.local/state/jef-daemon.",
     )
-    roles: list[Literal["worker", "locks"]] = Field(
-        default=["worker", "locks"],
+    roles: list[Literal["worker", "locks", "watcher"]] = Field(
+        default=["worker", "locks", "watcher"],
         min_length=1,
-        description="What this daemon does: run jobs, be the lock service.",
+        description="What this daemon does: run jobs, be the lock service, flag jobs that fell silent. The watcher "
+        "watches the jobs of its own ledger.",
     )
     http_host: str = Field(default="127.0.0.1", description="Address of the HTTP port.")
     http_port: int = Field(

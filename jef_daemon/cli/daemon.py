@@ -21,7 +21,7 @@ Overrides = Annotated[list[str] | None, typer.Option("--set", "-s", help="Any ke
 
 
 Role = Annotated[
-    list[str] | None, typer.Option("--role", help="Only this role: worker, locks. Again for more.")
+    list[str] | None, typer.Option("--role", help="Only this role: worker, locks, watcher. Again for more.")
 ]
 
 

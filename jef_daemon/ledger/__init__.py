@@ -9,6 +9,7 @@
     job_locks     what jobs asked of the lock service;  hearing: its answers
     lock_store    what the lock service keeps;  lock_statements: its SQL;  locking: both in a transaction
     updating      async jobs' updates;  control: commands;  calling: polls and checkpoints
+    watching      clocks that run out: silence, waits, limits, grace
     lifetime      start and end of a daemon, keeping house
     rows          between rows and values
     reading       looking, for people;  standing: numbers, for who watches

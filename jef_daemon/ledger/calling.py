@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 from sqlalchemy import bindparam, delete, insert, select, update
 
 from jef_daemon.ledger import rows, schema
-from jef_daemon.ledger.transaction import WORKING, Transaction
-from jef_daemon.lifecycle import Event, Failed
+from jef_daemon.ledger.transaction import Transaction
+from jef_daemon.lifecycle import WORKING, Event, Execution, Failed
 from jef_daemon.ports import NOTHING_TO_POLL, Call, Consequences
 
 _EX, _CALLS, _CHECKPOINTS = schema.executions.c, schema.calls.c, schema.checkpoints.c
 _DUE = (
-    select(*rows.COLUMNS, schema.requests.c.body, _CALLS.call, _CALLS.number)
+    select(
+        *(*rows.COLUMNS, schema.requests.c.body, _CALLS.call, _CALLS.number),
+        *(_CALLS.attempt.label("of_attempt"), _CALLS.external_id.label("of_external_id")),
+    )
     .join_from(schema.calls, schema.executions, _CALLS.execution_id == _EX.execution_id)
     .join(schema.requests, schema.requests.c.execution_id == _EX.execution_id)
     .where(_CALLS.at <= bindparam("now"))
@@ -29,12 +35,20 @@ _AGAIN_S = 120.0
 def due(transaction: Transaction, most: int) -> list[Call]:
     """Take calls that are due."""
     found = transaction.connection.execute(_DUE, {"now": transaction.now, "most": most}).all()
-    calls = [Call(row.call, rows.execution_of(row), row.body, row.number) for row in found]
+    calls = [Call(row.call, _meant(row), row.body, row.number) for row in found]
     if calls:
         transaction.connection.execute(
             _PUT_OFF, [_new(call, transaction.now + _AGAIN_S, call.number + 1) for call in calls]
         )
     return calls
+
+
+def _meant(row: Any) -> Execution:
+    """The execution as it is, or as it was in the attempt that is meant."""
+    execution = rows.execution_of(row)
+    if row.of_attempt is None:
+        return execution
+    return dataclasses.replace(execution, attempt=row.of_attempt, external_id=row.of_external_id)
 
 
 def answer(transaction: Transaction, call: Call, event: Event | None) -> Consequences:

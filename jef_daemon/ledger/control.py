@@ -12,9 +12,10 @@ from pydantic_core import to_json
 from sqlalchemy import bindparam, delete, insert, select, tuple_
 
 from jef_daemon.ledger import rows, schema
-from jef_daemon.ledger.transaction import WORKING, Transaction
+from jef_daemon.ledger.transaction import Transaction
 from jef_daemon.lifecycle import (
     UNSTARTED,
+    WORKING,
     CancelRequested,
     Event,
     Execution,

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from jef_daemon.ledger import rows
 from jef_daemon.ledger.job_locks import JobLocks, LockBook
-from jef_daemon.lifecycle import Event, Execution, Failed, LockAwaited, Started
+from jef_daemon.lifecycle import WORKING, Event, Execution, Failed, LockAwaited, Started, waits_until
 from jef_daemon.lock.requests import Answer, Refused
 from jef_daemon.messages import LockReply
 from jef_daemon.ports import Applied, Heard, LockTimes, Lost
@@ -38,6 +38,14 @@ class Books(Protocol):
         """See `Transaction`."""
         ...
 
+    def rearm(self, execution_id: str, due_at: float | None) -> None:
+        """See `Transaction`."""
+        ...
+
+    def give_up(self, execution: Execution) -> None:
+        """See `Transaction`."""
+        ...
+
 
 class Hearing:
     """Takes answers in, inside one transaction.
@@ -47,9 +55,13 @@ class Hearing:
         books: executions and history.
         now: UTC seconds since the epoch.
         times: leases.
+        lost_fail: whether work outside that lost its locks is FAILED for it.
     """
 
-    def __init__(self, book: LockBook, books: Books, now: float, times: LockTimes) -> None:
+    def __init__(
+        self, book: LockBook, books: Books, now: float, times: LockTimes, *, lost_fail: bool = True
+    ) -> None:
+        self._lost_fail = lost_fail
         self._book = book
         self._books = books
         self._now = now
@@ -88,6 +100,7 @@ class Hearing:
             resource, mode = row.wanted[0]
             self._await(row, {"resource": resource, "mode": mode, "position": 1, "holders": []}, reason)
             self._book.give_back(row)
+            self._rearm(row)
         self._book.put(unused)
         self._books.apply(self._events)
 
@@ -101,6 +114,7 @@ class Hearing:
         row.state, row.at = "granted", until - self._times.margin_s
         row.grants = json.dumps([[grant.resource, grant.mode, grant.fencing_token] for grant in grants])
         self._note(row, "LockGranted", "", {"grants": json.loads(row.grants)})
+        self._rearm(row)
 
     def _waiting(self, row: JobLocks, reply: LockReply) -> None:
         if row.state not in _IN_QUEUE:
@@ -147,12 +161,30 @@ class Hearing:
     def _lose(self, row: JobLocks, reason: str) -> None:
         if row.state == "held":
             row.state, row.at = "lost", self._now
-            self._lost.append(Lost(row.execution_id, row.attempt, reason))
             self._note(row, "LockLost", reason)
+            self._lose_held(row, reason)
         elif row.state in _UNSTARTED:
             self._note(row, "LockLost", f"{reason}; asked for again")
             # Perhaps one of several is gone: who still holds the others would be refused.
             self._book.give_back(row)
+            self._rearm(row)
+
+    def _lose_held(self, row: JobLocks, reason: str) -> None:
+        """Whoever runs the attempt here stops it; work outside has nobody to see to that but us."""
+        execution = self._executions.get(row.execution_id)
+        if execution is None or not execution.outside:
+            self._lost.append(Lost(row.execution_id, row.attempt, reason))
+        elif self._lost_fail and execution.place in WORKING:
+            failed = Failed(actor="locks", error_type="LockLost", error_message=reason)
+            self._events.append((row.execution_id, row.attempt, [failed]))
+            self._books.give_up(execution)
+
+    def _rearm(self, row: JobLocks) -> None:
+        """The wait for locks is over, or begins anew: another clock runs."""
+        execution = self._executions.get(row.execution_id)
+        if execution is not None and (execution.lock_timeout_s, execution.queue_timeout_s) != (None, None):
+            until = waits_until(execution, self._now, granted=row.state == "granted")
+            self._books.rearm(row.execution_id, until)
 
     def _await(self, row: JobLocks, place: dict[str, Any], reason: str = "") -> None:
         told = json.dumps(place)

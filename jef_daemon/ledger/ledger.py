@@ -10,7 +10,18 @@ from typing import Any, Self, cast
 from sqlalchemy import Engine, select
 
 from jef_daemon.errors import LedgerUnavailable
-from jef_daemon.ledger import calling, claiming, control, lifetime, locking, rows, schema, standing, updating
+from jef_daemon.ledger import (
+    calling,
+    claiming,
+    control,
+    lifetime,
+    locking,
+    rows,
+    schema,
+    standing,
+    updating,
+    watching,
+)
 from jef_daemon.ledger.lifetime import MayRunAgain
 from jef_daemon.ledger.opening import Ownership, migrate, open_engine, parse
 from jef_daemon.ledger.transaction import Policy, Terms, Transaction
@@ -36,6 +47,7 @@ from jef_daemon.ports import (
     Outgoing,
     Refusal,
     Reported,
+    Silence,
     SystemClock,
 )
 
@@ -54,6 +66,7 @@ class SqlLedger:
         lock_limits: of the lock service, where it is served from this ledger.
         max_variables_bytes: longest JSON of both variable maps of an update.
         remember_s: how long a cancel waits for what it is about.
+        lost_locks_fail: whether work outside that lost its locks is FAILED for it.
 
     Raises:
         LedgerInUse, LedgerTooNew, LedgerUnavailable: from `open`.
@@ -70,11 +83,13 @@ class SqlLedger:
         lock_limits: Limits | None = None,
         max_variables_bytes: int = 256 * 1024,
         remember_s: float = 86400.0,
+        lost_locks_fail: bool = True,
     ) -> None:
         self._url = parse(ledger_url)
         self._terms = Terms(
             names or Names(),
             tracebacks=tracebacks,
+            lost_locks_fail=lost_locks_fail,
             lock_times=lock_times or LockTimes(),
             lock_limits=lock_limits or Limits(),
         )
@@ -247,6 +262,37 @@ class SqlLedger:
     def answering(self, call: Call, event: Event | None) -> asyncio.Future[Consequences]:
         """Record what came of a call: an event of the execution, or nothing yet."""
         return self._other(lambda transaction: calling.answer(transaction, call, event))
+
+    # --- clocks ------------------------------------------------------------------------------------------
+
+    async def watched(self, after: tuple[float, str], most: int) -> list[tuple[str, float]]:
+        """A page of executions that may fall silent, and their deadlines, by deadline, then id, behind `after`."""
+        return cast(
+            "list[tuple[str, float]]",
+            await self._other(lambda transaction: watching.watched(transaction, after, most)),
+        )
+
+    async def overdue(self, until: float, most: int) -> list[str]:
+        """Executions whose deadline for an update has passed."""
+        return cast(
+            "list[str]", await self._other(lambda transaction: watching.overdue(transaction, until, most))
+        )
+
+    async def fall_silent(self, ids: Sequence[str], now: float) -> Silence:
+        """Flag those that are RUNNING and past their deadline at an instant."""
+        return cast(
+            "Silence", await self._other(lambda transaction: watching.fall_silent(transaction, ids, now))
+        )
+
+    async def run_out(self, now: float, most: int) -> Consequences:
+        """End what waited or ran too long, and times of grace that are over; returns what follows."""
+        return cast(
+            "Consequences", await self._other(lambda transaction: watching.run_out(transaction, now, most))
+        )
+
+    async def shift_clocks(self, by_s: float) -> int:
+        """The wall clock was set by so much: let what is to come be as far away as before."""
+        return cast("int", await self._other(lambda transaction: watching.shift(transaction, by_s)))
 
     # --- start and end of a daemon, keeping house --------------------------------------------------------
 

@@ -66,4 +66,7 @@ def go_on_locking(transaction: Transaction, answered_up_to: float) -> int:
 
 
 def _hearing(transaction: Transaction) -> Hearing:
-    return Hearing(transaction.locks, transaction, transaction.now, transaction.terms.lock_times)
+    terms = transaction.terms
+    return Hearing(
+        transaction.locks, transaction, transaction.now, terms.lock_times, lost_fail=terms.lost_locks_fail
+    )

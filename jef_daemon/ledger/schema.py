@@ -29,7 +29,7 @@ from sqlalchemy.types import TypeEngine
 
 from jef_daemon.lifecycle import Execution
 
-HEAD = "0003"
+HEAD = "0004"
 """The newest migration. A ledger at this version needs no migration tool to be opened."""
 
 metadata = MetaData()
@@ -84,6 +84,14 @@ Index(
     executions.c.update_deadline,
     sqlite_where=_is_watched,
     postgresql_where=_is_watched,
+)
+
+_is_due = "due_at IS NOT NULL AND handed_back IS {0}"
+Index(
+    "executions_by_due_time",
+    executions.c.due_at,
+    sqlite_where=text(_is_due.format(0)),
+    postgresql_where=text(_is_due.format("false")),
 )
 
 requests = Table(
@@ -156,6 +164,8 @@ calls = Table(
     Column("call", String, primary_key=True, comment="poll, cancel or resume"),
     Column("at", Double, nullable=False, comment="when it is due"),
     Column("number", Integer, nullable=False, comment="how often it was made"),
+    Column("attempt", Integer, comment="the one that is meant, where it has ended; NULL: the current one"),
+    Column("external_id", Text, comment="of that attempt"),
 )
 """Calls that async executors are due: of those whose work runs outside."""
 Index("calls_by_time", calls.c.at)

@@ -20,19 +20,19 @@ from jef_daemon.ledger.job_locks import LockBook
 from jef_daemon.lifecycle import (
     FINAL,
     SETTLED,
+    WORKING,
     Event,
     Execution,
     Failed,
     GraceEnded,
     Interrupted,
     Launched,
-    Place,
     Retried,
     Stopped,
     Transition,
 )
 from jef_daemon.lock.requests import Limits
-from jef_daemon.names import Names
+from jef_daemon.names import WATCHED, Names
 from jef_daemon.ports import Applied, LockTimes, Outgoing
 from jef_daemon.retry import INTERRUPTED, RetryPolicy
 from jef_daemon.tokens import new_token
@@ -48,6 +48,7 @@ _UPDATE = (
     .where(_EX.execution_id == bindparam("key"))
     .values({name: bindparam(name) for name in rows.FIELDS if name not in rows.FIXED})
 )
+_REARM = update(schema.executions).where(_EX.execution_id == bindparam("key")).values(due_at=bindparam("at"))
 _DELETE_OUTCOMES = delete(schema.outcomes).where(schema.outcomes.c.execution_id == bindparam("key"))
 _INSERT_OUTCOME = insert(schema.outcomes)
 _DELETE_OUTBOX = delete(schema.outbox).where(
@@ -68,8 +69,6 @@ _DELETE_CHECKPOINT = delete(schema.checkpoints).where(schema.checkpoints.c.execu
 
 FIRST_POLL_S = 1.0
 """Between a launch and the first poll."""
-WORKING = frozenset({Place.RUNNING, Place.TIMED_OUT_OPEN})
-"""Places in which an attempt's work may still be going on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +83,8 @@ class Terms:
     """The ledger's own name."""
     policies: Mapping[str, Policy] = field(default_factory=dict)
     """Of each action that is served."""
+    lost_locks_fail: bool = True
+    """Whether work outside that lost its locks is FAILED for it."""
     lock_times: LockTimes = field(default_factory=LockTimes)
     lock_limits: Limits = field(default_factory=Limits)
 
@@ -239,6 +240,10 @@ class Transaction:
         """Write executions back."""
         self.connection.execute(_UPDATE, [rows.changes_of(execution) for execution in changed])
 
+    def rearm(self, execution_id: str, due_at: float | None) -> None:
+        """Set the clock of an execution's place, which goes on as another: it has its locks, or lost them."""
+        self.connection.execute(_REARM, {"key": execution_id, "at": due_at})
+
     def remember(self, entry: rows.Row) -> None:
         """Add a line to a history."""
         self._history.append(entry)
@@ -282,12 +287,24 @@ class Transaction:
         elif move.before in WORKING and execution.place not in WORKING and execution.outside:
             self._uncalled.append(execution.execution_id)
 
-    def call(self, execution_id: str, call: str, at: float, number: int = 0) -> None:
-        """Let a call of an async executor be due at an instant; it takes the place of an earlier one."""
+    def call(self, execution_id: str, call: str, at: float, of: Execution | None = None) -> None:
+        """Let a call of an async executor be due at an instant; it takes the place of an earlier one.
+
+        Args:
+            execution_id: whose work it is about.
+            call: `poll`, `cancel` or `resume`.
+            at: UTC seconds since the epoch.
+            of: as it was while the attempt ran that is meant, where another may follow before the call is made.
+        """
+        due = {"execution_id": execution_id, "call": call, "at": at, "number": 0}
+        about = {"attempt": of and of.attempt, "external_id": of and of.external_id}
         self.connection.execute(_DELETE_CALL, {"key": execution_id, "which": call})
-        self.connection.execute(
-            _INSERT_CALL, {"execution_id": execution_id, "call": call, "at": at, "number": number}
-        )
+        self.connection.execute(_INSERT_CALL, due | about)
+
+    def give_up(self, execution: Execution) -> None:
+        """Nobody waits for an attempt's work outside any more: its executor is asked to stop it, where it can."""
+        if execution.outside and "cancel" in self.policy(execution.action).hooks:
+            self.call(execution.execution_id, "cancel", self.now, execution)
 
     def tell(
         self, execution: Execution, body: bytes, reply_to: str | None, correlation_id: str | None
@@ -295,7 +312,9 @@ class Transaction:
         """Post a notification, also to whoever asked to hear the end."""
         key = messages.routing_key(execution.action, execution.status)
         headers = {"traceparent": execution.traceparent} if execution.traceparent else None
-        self.post(self.names.status, key, body, headers)
+        is_watched = execution.update_timeout_s is not None
+        watched = (headers or {}) | {WATCHED: self.terms.identity} if is_watched else headers
+        self.post(self.names.status, key, body, watched)
         if reply_to:
             self.post("", reply_to, body, headers, correlation_id)
 

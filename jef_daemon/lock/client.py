@@ -28,6 +28,8 @@ _OWNERS_AT_ONCE = 250
 """In one message; the service's limit is 256."""
 _SILENCE_S = 30.0
 """So long a request may go unanswered before we ask whether the service hears us."""
+_BETWEEN_PAGES_S = 0.02
+"""The others' work goes on meanwhile; a hundred thousand take seconds."""
 _SLACK_S = 5.0
 """Between a request's record and its publication."""
 
@@ -134,6 +136,7 @@ class LockClient:
             parts.create_task(self._hear(), name="locks: answers")
             parts.create_task(self._keep_running(), name="locks: running")
             parts.create_task(self._keep_waiting(), name="locks: waiting")
+            parts.create_task(self._keep_held(), name="locks: held")
             parts.create_task(self._go_on(), name="locks: due")
 
     # --- hearing -----------------------------------------------------------------------------------------
@@ -213,6 +216,21 @@ class LockClient:
             after = names[-1] if names else ""
             # A full page has another behind it; between them the others' work goes on.
             await asyncio.sleep(_TICK_S if names else pause_s)
+
+    async def _keep_held(self) -> None:
+        """Go round all that hold locks while nothing of theirs runs in memory: their work is outside, or timed out.
+
+        What they lost, the service says. Our own clock says nothing of them: we do not know when they were renewed.
+        """
+        pause_s = min(self._times.lease_s / 3, self._times.margin_s / 2)
+        while True:
+            after = ""
+            while names := await self._ledger.lock_states("held", after):
+                for owners in _pages([name for name in names if name not in self._held]):
+                    await self._keep(owners)
+                after = names[-1]
+                await asyncio.sleep(_BETWEEN_PAGES_S)
+            await asyncio.sleep(pause_s)
 
     async def _go_on(self) -> None:
         """What is due: ask at `notBefore`, ask again what got lost, give back what cannot start."""

@@ -15,6 +15,6 @@ The only package that imports aio_pika and aiormq.
 """
 
 from jef_daemon.rabbitmq.bus import RabbitBus
-from jef_daemon.rabbitmq.topology import CONTROL, HANDED_ON, LOCK_REPLIES, LOCKS, UPDATES, Topology
+from jef_daemon.rabbitmq.topology import CONTROL, HANDED_ON, LOCK_REPLIES, LOCKS, UPDATES, WATCHED, Topology
 
-__all__ = ["CONTROL", "HANDED_ON", "LOCKS", "LOCK_REPLIES", "UPDATES", "RabbitBus", "Topology"]
+__all__ = ["CONTROL", "HANDED_ON", "LOCKS", "LOCK_REPLIES", "UPDATES", "WATCHED", "RabbitBus", "Topology"]

@@ -14,11 +14,12 @@ import tenacity
 
 from jef_daemon.config import masked
 from jef_daemon.errors import BrokerError
+from jef_daemon.names import WATCHED as WATCHED_HEADER
 from jef_daemon.names import Names
 from jef_daemon.ports import Delivery, Outgoing
 from jef_daemon.rabbitmq.refusals import meaning, reason
 from jef_daemon.rabbitmq.session import OnDelivery, Session, connect, group_of, queues_of
-from jef_daemon.rabbitmq.topology import LOCKS, Topology
+from jef_daemon.rabbitmq.topology import LOCKS, WATCHED, Topology
 from jef_daemon.settings import Bus as BusSettings
 
 log = structlog.get_logger()
@@ -237,6 +238,10 @@ class RabbitBus:
 
     async def _consume(self, session: Session, source: str) -> None:
         if source == LOCKS and not await self._keeps_locks(session):
+            return
+        if source == WATCHED:
+            wanted = {WATCHED_HEADER: self._ledger}
+            await session.listen(source, self._queues[source], self._names.watched, wanted)
             return
         await session.consume(source, self._queues[source])
 

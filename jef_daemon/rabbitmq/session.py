@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import secrets
 import traceback
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
@@ -26,6 +27,7 @@ from jef_daemon.rabbitmq.topology import (
     LOCKS,
     UNROUTABLE,
     UPDATES,
+    WATCHED,
     Topology,
 )
 from jef_daemon.settings import Bus as BusSettings
@@ -35,7 +37,7 @@ log = structlog.get_logger()
 OnDelivery = Callable[[Delivery], None]
 _numbers = itertools.count(1)
 _REQUESTS = "requests"
-_APART = frozenset({LOCKS, LOCK_REPLIES, UPDATES, CONTROL, HANDED_ON})
+_APART = frozenset({LOCKS, LOCK_REPLIES, UPDATES, CONTROL, HANDED_ON, WATCHED})
 """Sources that are acknowledged on their own."""
 _APART_PREFETCH = 500
 """What is acknowledged apart is small, takes effect at once, and never waits for a slot."""
@@ -78,9 +80,11 @@ class Session:
         """Declare the topology, open the channels."""
         declaring = await self._connection.channel()
         for exchange in topology.exchanges:
-            await declaring.declare_exchange(
+            declared_exchange = await declaring.declare_exchange(
                 exchange.name, exchange.type, durable=True, arguments=dict(exchange.arguments) or None
             )
+            if exchange.source is not None:
+                await declared_exchange.bind(exchange.source, "#")
         for queue in topology.queues:
             declared = await declaring.declare_queue(
                 queue.name, durable=True, arguments=dict(queue.arguments)
@@ -111,6 +115,29 @@ class Session:
 
         channel = await self._channel_of(source)
         await channel.basic_consume(queue, take, consumer_tag=tag)
+
+    async def listen(self, source: str, queue: str, exchange: str, headers: Mapping[str, Any]) -> None:
+        """Let copies of what is published come, as long as the session lives: what is missed then, nobody keeps.
+
+        Args:
+            source: of the deliveries; they need no acknowledgement.
+            queue: begins the name of the session's own queue: not the whole of it, as the last session's may still
+                be there, locked by a connection of which the broker has not noticed that it is dead.
+            exchange: a headers exchange.
+            headers: all of which a message has.
+        """
+        if source in self._tags:
+            return
+        tag = self._tags[source] = f"{source}.{self.number}"
+
+        async def take(message: DeliveredMessage) -> None:
+            self._on_delivery(self._delivery(source, message))
+
+        channel = await self._channel_of(source)
+        own = f"{queue}.{secrets.token_hex(4)}"
+        await channel.queue_declare(own, exclusive=True, auto_delete=True)
+        await channel.queue_bind(own, exchange, arguments={"x-match": "all", **headers})
+        await channel.basic_consume(own, take, consumer_tag=tag, no_ack=True)
 
     async def _channel_of(self, source: str) -> aiormq.Channel:
         group = group_of(source)
@@ -291,4 +318,5 @@ def queues_of(names: Names, actions: Iterable[str], ledger: str | None) -> dict[
     }
     if ledger:
         own |= {LOCK_REPLIES: names.lock_replies(ledger), HANDED_ON: names.daemon(ledger)}
+        own[WATCHED] = f"{names.watched}.{ledger}"
     return {action: names.job_queue(action) for action in actions} | own

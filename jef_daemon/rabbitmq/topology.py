@@ -22,6 +22,8 @@ CONTROL = ":control"
 """The source of commands."""
 HANDED_ON = ":handed-on"
 """The source of what other daemons hand on to this one."""
+WATCHED = ":watched"
+"""The source of notifications of executions that may fall silent."""
 
 _A_WEEK_MS = 7 * 86_400_000
 _NEVER = 1_000_000
@@ -35,6 +37,8 @@ class Exchange:
     name: str
     type: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    source: str | None = None
+    """All that is published to this exchange comes here too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,7 @@ class Topology:
                 Exchange(names.jobs, "topic", {"alternate-exchange": names.unroutable}),
                 Exchange(names.status, "topic"),
                 Exchange(names.daemons, "fanout"),
+                Exchange(names.watched, "headers", source=names.status),
             ),
             queues=(
                 Queue(names.dead_letters, kind, names.dead),

@@ -250,7 +250,7 @@ class Worker:
         running = asyncio.create_task(
             self._perform(action, job, progress), name=f"executor {job.execution_id}"
         )
-        with self._leased(claimed):
+        with self._leased(claimed, attempt):
             outcome = await self._outcome(running, action, execution, attempt.ending)
         attempt.recorded = True
         await self._ledger.applying(execution.execution_id, execution.attempt, [*progress.rest(), outcome])
@@ -260,7 +260,7 @@ class Worker:
         )
 
     @contextlib.contextmanager
-    def _leased(self, claimed: Claimed) -> Iterator[None]:
+    def _leased(self, claimed: Claimed, attempt: _Attempt) -> Iterator[None]:
         """While it runs, the leases of its locks are kept."""
         name = claimed.execution.execution_id
         if claimed.grants:
@@ -268,7 +268,8 @@ class Worker:
         try:
             yield
         finally:
-            if claimed.grants:
+            if claimed.grants and self._attempts.get(name) is attempt:
+                # Not a successor, begun while this one was being stopped.
                 self._leases.ended(name)
 
     async def _perform(self, action: Action, job: JobInput, progress: Progress) -> Event:

@@ -161,7 +161,7 @@ async def delete_all(url: str, prefix: str) -> None:
         queues = ["told", "unroutable", "dead-letters", "locks", "updates", "control"]
         for name in (*queues, *(f"jobs.{action}" for action in ACTIONS)):
             await channel.queue_delete(f"{prefix}.{name}")
-        for name in ("jobs", "unroutable", "dead", "status", "daemons", "lock-keeper"):
+        for name in ("jobs", "unroutable", "dead", "status", "daemons", "watched", "lock-keeper"):
             await channel.exchange_delete(f"{prefix}.{name}")
     finally:
         await connection.close()
