@@ -196,23 +196,27 @@ class Watcher:
 
     async def run(self) -> None:
         """Watch until cancelled."""
-        look_at = 0.0
         while True:
-            await self._mind_clock()
-            if self._session != self._bus.session:
-                await self._read_all()
-            self._tell_lag(await self._flag_due())
-            if self._clock.monotonic() >= look_at:
-                await self._look()
-                look_at = self._clock.monotonic() + TICK_S
-            await self._rest(look_at)
+            await self.turn()
+            await self._rest()
+
+    async def turn(self) -> None:
+        """Do all that is due now."""
+        self._wake.clear()
+        await self._mind_clock()
+        if self._session != self._bus.session:
+            await self._read_all()
+        self._tell_lag(await self._flag_due())
+        if self._clock.monotonic() >= self._looked_at + TICK_S:
+            await self._look()
 
     # --- waiting -----------------------------------------------------------------------------------------
 
-    async def _rest(self, look_at: float) -> None:
+    async def _rest(self) -> None:
+        """Until something is due: a deadline, a look at the ledger; or an earlier deadline came to be known."""
+        look_at = self._looked_at + TICK_S
         first = self._deadlines.next()
         until = look_at if first is None else min(look_at, first)
-        self._wake.clear()
         try:
             async with asyncio.timeout(max(0.0, until - self._clock.monotonic())):
                 await self._wake.wait()
