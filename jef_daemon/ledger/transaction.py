@@ -61,7 +61,7 @@ _DELETE_CALL = delete(schema.calls).where(
     schema.calls.c.execution_id == bindparam("key"), schema.calls.c.call == bindparam("which")
 )
 _DELETE_CALLS = delete(schema.calls).where(
-    schema.calls.c.execution_id == bindparam("key"), schema.calls.c.call.in_(("poll", "resume"))
+    schema.calls.c.execution_id == bindparam("key"), schema.calls.c.call != "cancel"
 )
 """A cancel is called though the execution has ended: what runs outside does not know it."""
 _DELETE_ALL_CALLS = delete(schema.calls).where(schema.calls.c.execution_id == bindparam("key"))

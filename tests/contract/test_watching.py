@@ -406,6 +406,17 @@ async def test_locks_that_work_outside_lost_fail_it(ledger: SqlLedger, clock: Ma
     assert await ledger.lock_states("held") == []
 
 
+async def test_many_that_end_in_one_transaction(ledger: SqlLedger) -> None:
+    """What was due to be called for each of them is not any more."""
+    ledger.govern({"a": Policy(hooks=frozenset({"poll"}))})
+    for name in ("1", "2", "3"):
+        await outside(ledger, name)
+    both = ledger.updating([*updated("COMPLETED", name="1"), *updated("COMPLETED", name="2")])
+    assert [answer["accepted"] for answer in (await both)[0]] == [True, True]
+    for name in ("1", "2"):
+        assert (await statuses(ledger, name))[-1] == "COMPLETED"
+
+
 # --- the wall clock --------------------------------------------------------------------------------------
 
 
