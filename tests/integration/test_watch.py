@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
+from broker import PrivateBroker
 
 from tests.integration.test_control import ask
 from tests.integration.test_locks import lock
 from tests.support.amqp import Client
 from tests.support.process import DaemonProcess
-
-GRACE = "[actions.farm]\ntimeout_grace_s = {0}\n"
 
 
 def configure(daemon: DaemonProcess, grace_s: float = 60, more: str = "", **sections: dict[str, Any]) -> None:
@@ -112,6 +112,68 @@ async def test_the_policy_retries_who_timed_out(daemon: DaemonProcess, client: C
     assert attempts == [1, 2]
     await asyncio.sleep(1.5)
     assert client.statuses("1")[-1] == "TIMED_OUT"
+
+
+async def test_who_timed_out_is_resumed_by_command(daemon: DaemonProcess, client: Client) -> None:
+    """Where its executor can, and while it is open; RUNNING and watched again. A resume that fails changes nothing."""
+    daemon.start()
+    for name in ("works", "gone"):
+        await client.submit("resumed", name, {"how": name}, timeouts={"update": 1.0})
+    for name in ("works", "gone"):
+        await silent(client, name)
+        assert (await ask(client, "control", {"command": "resume", "executionId": name}))["accepted"]
+    await client.until(lambda: client.statuses("works").count("TIMED_OUT") == 2)
+    resumed = client.of("works")[client.statuses("works").index("TIMED_OUT") + 1]
+    assert (resumed["status"], "updateDeadline" in resumed, "late" in resumed) == ("RUNNING", True, False)
+    assert client.statuses("gone")[-1] == "TIMED_OUT"
+    assert "the farm has forgotten it" in daemon.jef("history", "gone").stdout
+
+
+async def test_a_watcher_flags_while_the_broker_is_away(own_broker: PrivateBroker, tmp_path: Path) -> None:
+    """By the ledger alone; it is told once the broker is back, with the time at which it was."""
+    daemon = DaemonProcess(own_broker.url, "own", tmp_path / "daemon")
+    daemon.configure(bus={"queue_type": "classic", "reconnect_max_s": 0.5})
+    try:
+        daemon.start()
+        async with Client(own_broker.url, "own", "classic") as client:
+            await launch(client, "1", 4.0)
+            deadline = at(client.of("1")[-1], "updateDeadline")
+        await asyncio.to_thread(own_broker.kill)
+        async with asyncio.timeout(15):
+            while daemon.reader().find("1").status != "TIMED_OUT":
+                await asyncio.sleep(0.05)
+        flagged_at = daemon.reader().history("1")[-1].at
+        assert 0 <= flagged_at - deadline < 1.0
+        await asyncio.to_thread(own_broker.start)
+        async with Client(own_broker.url, "own", "classic") as client:
+            assert at(await silent(client, "1")) == pytest.approx(flagged_at, abs=0.002)
+    finally:
+        daemon.kill()
+
+
+async def test_a_watcher_alone_watches_its_own_ledger(
+    daemon: DaemonProcess, client: Client, tmp_path: Path
+) -> None:
+    """And hears nothing of other daemons' jobs, which are none of its business."""
+    configure(daemon)
+    alone = DaemonProcess(daemon.url, daemon.prefix, tmp_path / "alone")
+    alone.configuration.write_text('roles = ["watcher"]\n' + alone.configuration.read_text())
+    text = daemon.configuration.read_text()
+    daemon.configuration.write_text('roles = ["worker", "locks"]\n' + text)
+    try:
+        alone.start()
+        daemon.start()
+        await launch(client, "1", 0.5)
+        await asyncio.sleep(1.5)
+        assert client.statuses("1")[-1] == "RUNNING"
+        assert alone.reader().count() == {}
+        await asyncio.to_thread(daemon.stop)
+        daemon.configuration.write_text(text)
+        daemon.start()
+        await silent(client, "1")
+        assert await asyncio.to_thread(alone.stop) == 0
+    finally:
+        alone.kill()
 
 
 async def test_overdue_ones_are_flagged_after_a_restart(daemon: DaemonProcess, client: Client) -> None:

@@ -30,6 +30,7 @@ ACTIONS = (
     "locked",
     "locked-blocking",
     "locked-command",
+    "resumed",
 )
 
 

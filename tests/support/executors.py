@@ -203,6 +203,17 @@ class Farm(AsyncActionExecutor):
         return context.configuration.how == "stops"
 
 
+class Resumed(Farm):
+    """The same, and can be brought back when it has timed out."""
+
+    action = "resumed"
+
+    async def resume(self, context: ExecutionContext[Farm.Configuration]) -> None:
+        context.log.info("farm_resume", external_id=context.external_id)
+        if context.configuration.how == "gone":
+            raise ConnectionError("the farm has forgotten it")
+
+
 class Polled(Farm):
     """The same, looked at by polls: done at the third."""
 

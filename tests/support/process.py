@@ -29,6 +29,8 @@ executor = "tests.support.executors:Misbehave"
 executor = "tests.support.executors:Broken"
 [actions.farm]
 executor = "tests.support.executors:Farm"
+[actions.resumed]
+executor = "tests.support.executors:Resumed"
 [actions.polled]
 executor = "tests.support.executors:Polled"
 [actions.nap]
