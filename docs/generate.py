@@ -302,7 +302,8 @@ def topology(about: str) -> str:
     declared = Topology.of(Names(), ["<action>"], "quorum", "<ledger>")
     told = table("name", "kind", "arguments")
     for exchange in declared.exchanges:
-        told += row(f"`{exchange.name}`", f"{exchange.type} exchange", _arguments(exchange.arguments))
+        bound = f", bound to `{exchange.source}`" if exchange.source else ""
+        told += row(f"`{exchange.name}`", f"{exchange.type} exchange{bound}", _arguments(exchange.arguments))
     keeper = {
         "alternate-exchange": "<ledger>"
     }  # declared for itself: what it was declared with is what it tells

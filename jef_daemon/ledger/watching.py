@@ -83,7 +83,7 @@ def fall_silent(transaction: Transaction, ids: Sequence[str], now: float) -> Sil
     flagged = []
     for execution in transaction.known(ids).values():
         deadline = execution.update_deadline
-        if execution.place is not Place.RUNNING or deadline is None:
+        if deadline is None:  # it does not run, or may be silent
             continue
         if deadline > now:
             silence.later[execution.execution_id] = deadline
@@ -164,19 +164,17 @@ def _ends(execution: Execution, *, is_granted: bool) -> Sequence[Event]:
 
 def _wait_ended(execution: Execution, is_granted: bool) -> Sequence[Event]:
     if execution.wants_locks and not is_granted:
-        kind, limit, what = "LockTimeout", execution.lock_timeout_s, "its locks"
+        words = f"waited for its locks longer than {execution.lock_timeout_s or 0:g} s"
+        failed = Failed(actor=_ACTOR, error_type="LockTimeout", error_message=words)
     else:
-        kind, limit, what = "QueueTimeout", execution.queue_timeout_s, "a slot"
-    failed = Failed(
-        actor=_ACTOR, error_type=kind, error_message=f"waited for {what} longer than {limit or 0:g} s"
-    )
+        words = f"waited for a slot longer than {execution.queue_timeout_s or 0:g} s"
+        failed = Failed(actor=_ACTOR, error_type="QueueTimeout", error_message=words)
     # The law knows no failure of what has not begun: it begins, and fails, in one transaction.
     return [Started(actor=_ACTOR), failed]
 
 
 def _run_ended(execution: Execution, is_granted: bool) -> Sequence[Event]:
-    if not execution.outside:
-        return ()
+    """Of work outside: what runs here has its limit from the worker, and no clock here."""
     message = f"ran longer than its limit of {execution.execution_timeout_s or 0:g} s"
     return [Failed(actor=_ACTOR, error_type="ExecutionTimeout", error_message=message)]
 
