@@ -39,6 +39,7 @@ from jef_daemon.actions.http import HttpSettings  # noqa: E402
 from jef_daemon.actions.roots import RootsSettings  # noqa: E402
 from jef_daemon.cli.app import app  # noqa: E402
 from jef_daemon.lifecycle import TABLE, Event, Place  # noqa: E402
+from jef_daemon.lock import messages as lock_messages  # noqa: E402
 from jef_daemon.metrics import DEFINITIONS  # noqa: E402
 from jef_daemon.names import Names  # noqa: E402
 from jef_daemon.rabbitmq.topology import Topology  # noqa: E402
@@ -286,7 +287,8 @@ def diagram(about: str) -> str:
 
 def fields(about: str) -> str:
     """The fields of a message."""
-    schema = getattr(messages, about).model_json_schema(by_alias=True)
+    home = messages if hasattr(messages, about) else lock_messages
+    schema = getattr(home, about).model_json_schema(by_alias=True)
     required = schema.get("required", [])
     told = table("key", "value", "default", "meaning")
     for key, one in schema["properties"].items():

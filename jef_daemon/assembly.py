@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from jef_daemon.lock.client import LockClient
 from jef_daemon.lock.service import LockService
 from jef_daemon.names import Names
 from jef_daemon.notify import Notifier
-from jef_daemon.ports import Consequences, Delivery, LockTimes
+from jef_daemon.ports import Consequences, Delivery, LockTimes, Lost
 from jef_daemon.rabbitmq import CONTROL, HANDED_ON, LOCK_REPLIES, LOCKS, UPDATES, WATCHED, RabbitBus
 from jef_daemon.run.catalogue import Action, Catalogue
 from jef_daemon.run.isolation import ProcessPool
@@ -49,8 +49,24 @@ class Parts:
     watcher: Watcher
     web: Web | None
     """The HTTP port; None: there is none."""
-    roles: tuple[tuple[str, Coroutine[Any, Any, None]], ...]
-    """What runs until it is cancelled, by name."""
+
+    def working(self, roles: Collection[str]) -> list[tuple[str, Coroutine[Any, Any, None]]]:
+        """What runs in these roles until it is cancelled, by name."""
+        chosen = [("bus", self.bus.run), ("notify", self.notifier.run)]
+        if "worker" in roles:
+            chosen += [
+                ("intake", self.intake.run),
+                ("worker", self.worker.run),
+                ("updates", self.updates.run),
+            ]
+            chosen += [("outside", self.outside.run), ("lock client", self.lock_client.run)]
+        if "locks" in roles:
+            chosen.append(("lock service", self.lock_service.run))
+        if "watcher" in roles:
+            chosen.append(("watcher", self.watcher.run))
+        if self.web is not None:
+            chosen.append(("web", self.web.run))
+        return [(name, run()) for name, run in chosen]
 
 
 def assemble(settings: Settings, ledger: SqlLedger, catalogue: Catalogue) -> Parts:
@@ -73,14 +89,12 @@ def assemble(settings: Settings, ledger: SqlLedger, catalogue: Catalogue) -> Par
     pool = _pool(settings, actions)
     backlog = Backlog(settings.slots.backlog, actions, switch)
     bus = _bus(settings, ledger, catalogue, deliver)
-    lock_client = LockClient(
+    lock_client = _lock_client(
+        settings,
         ledger,
         bus,
-        names.locks,
-        names.lock_replies(ledger.identity),
-        LockTimes(settings.locks.lease_s, settings.locks.start_within_s, settings.locks.wait_lease_s),
-        on_granted=lambda: worker.wake(),  # noqa: PLW0108 - the worker comes a line later
-        on_lost=lambda lost: worker.lock_lost(lost),  # noqa: PLW0108
+        lambda: worker.wake(),  # noqa: PLW0108 - the worker comes a line later
+        lambda lost: worker.lock_lost(lost),  # noqa: PLW0108
     )
     worker = Worker(ledger, catalogue, pool, settings, backlog.left, lock_client, ledger.identity)
     outside = Outside(ledger, actions, pool, worker.input, follow)
@@ -96,21 +110,11 @@ def assemble(settings: Settings, ledger: SqlLedger, catalogue: Catalogue) -> Par
         HANDED_ON: updates.handed_on.deliver,
         WATCHED: watcher.deliver,
     }
-    notifier = Notifier(ledger, bus)
-    working = [("bus", bus.run()), ("notify", notifier.run())]
-    if "worker" in settings.roles:
-        working += [("intake", intake.run()), ("worker", worker.run()), ("lock client", lock_client.run())]
-        working += [("updates", updates.run()), ("outside", outside.run())]
-    if "locks" in settings.roles:
-        working.append(("lock service", lock_service.run()))
     web = None
     if settings.http_port:
         from jef_daemon.http_port import Web  # its libraries take time and memory: only for those who want it
 
         web = Web(settings, ledger, catalogue, bus, worker, updates)
-        working.append(("web", web.run()))
-    if "watcher" in settings.roles:
-        working.append(("watcher", watcher.run()))
     return Parts(
         actions=actions,
         pool=pool,
@@ -118,14 +122,13 @@ def assemble(settings: Settings, ledger: SqlLedger, catalogue: Catalogue) -> Par
         bus=bus,
         intake=intake,
         worker=worker,
-        notifier=notifier,
+        notifier=Notifier(ledger, bus),
         lock_client=lock_client,
         lock_service=lock_service,
         updates=updates,
         outside=outside,
         watcher=watcher,
         web=web,
-        roles=tuple(working),
     )
 
 
@@ -160,6 +163,19 @@ def _bus(settings: Settings, ledger: SqlLedger, catalogue: Catalogue, deliver: A
         f"jef_daemon {__version__}",
         ledger.identity,
     )
+
+
+def _lock_client(
+    settings: Settings,
+    ledger: SqlLedger,
+    bus: RabbitBus,
+    on_granted: Callable[[], None],
+    on_lost: Callable[[Lost], None],
+) -> LockClient:
+    names, locks = Names(settings.prefix), settings.locks
+    times = LockTimes(locks.lease_s, locks.start_within_s, locks.wait_lease_s)
+    replies = names.lock_replies(ledger.identity)
+    return LockClient(ledger, bus, names.locks, replies, times, on_granted, on_lost)
 
 
 def _lock_service(settings: Settings, ledger: SqlLedger, bus: RabbitBus, names: Names) -> LockService:

@@ -112,7 +112,7 @@ class Daemon:
                 running = [
                     roles.create_task(role, name=name)
                     for name, role in (
-                        *parts.roles,
+                        *parts.working(self._settings.roles),
                         ("purge", self._purge(ledger)),
                         ("supervision", self._supervise(parts, ledger)),
                     )

@@ -62,26 +62,26 @@ def _rfc3339(value: Any) -> Any:
 Instant = Annotated[AwareDatetime, Field(strict=False), BeforeValidator(_rfc3339)]
 
 
-class _Wire(BaseModel):
+class Wire(BaseModel):
     """Camel case outside, snake case inside; strict about types, lenient about keys it does not know."""
 
     model_config = ConfigDict(alias_generator=to_camel, strict=True, extra="ignore")
 
 
-class LockDemand(_Wire):
+class LockDemand(Wire):
     """A lock that a job or a client wants."""
 
     resource: Name = Field(description="What is locked, e.g. `asset/42`.")
     mode: Mode = Field(description="SHARED with others, or EXCLUSIVE.")
 
 
-class RetryDemand(_Wire):
+class RetryDemand(Wire):
     """How often a request may be tried: less than its action allows, never more."""
 
     attempts: int = Field(ge=1, le=1000, description="Attempts, the first included.")
 
 
-class Timeouts(_Wire):
+class Timeouts(Wire):
     """Four clocks, each its own, in seconds; null: the action's setting."""
 
     queue: Seconds | None = Field(default=None, description="Longest wait for a slot.")
@@ -92,7 +92,7 @@ class Timeouts(_Wire):
     execution: Seconds | None = Field(default=None, description="Longest run of one attempt.")
 
 
-class JobRequest(_Wire):
+class JobRequest(Wire):
     """A request for one job, published to `jef.jobs` with the action's name as routing key."""
 
     execution_id: ExecutionId = Field(description="The idempotency key: 1 to 128 of A-Z a-z 0-9 . _ : -")
@@ -107,7 +107,7 @@ class JobRequest(_Wire):
     retry: RetryDemand | None = Field(default=None, description="Fewer attempts than the action allows.")
 
 
-class ErrorInfo(_Wire):
+class ErrorInfo(Wire):
     """Why a job FAILED."""
 
     type: str = Field(description="The exception's class, or a name of ours such as `Interrupted`.")
@@ -115,7 +115,7 @@ class ErrorInfo(_Wire):
     traceback: str | None = Field(default=None, description="Where the operator allows it.")
 
 
-class WaitingFor(_Wire):
+class WaitingFor(Wire):
     """What a job in WAITING_FOR_LOCK waits for."""
 
     resource: str
@@ -124,7 +124,7 @@ class WaitingFor(_Wire):
     holders: list[str] = Field(default_factory=list, description="Owners, at most ten.")
 
 
-class StatusNotification(_Wire):
+class StatusNotification(Wire):
     """A status notification on `jef.status`, routing key `<action>.<status in lower case>`."""
 
     execution_id: str
@@ -158,7 +158,7 @@ class StatusNotification(_Wire):
     )
 
 
-class Update(_Wire):
+class Update(Wire):
     """An update of an async job, to `jef.updates`, by whoever runs it."""
 
     execution_id: ExecutionId
@@ -175,7 +175,7 @@ class Update(_Wire):
     )
 
 
-class UpdateReply(_Wire):
+class UpdateReply(Wire):
     """The answer to an update, when it named a `reply_to`."""
 
     accepted: bool
@@ -183,7 +183,7 @@ class UpdateReply(_Wire):
     reason: str | None = None
 
 
-class Control(_Wire):
+class Control(Wire):
     """A command to `jef.control`, for one execution or for all of a workflow."""
 
     command: Literal["cancel", "retry", "resume"]
@@ -200,7 +200,7 @@ class Control(_Wire):
         return self
 
 
-class ControlReply(_Wire):
+class ControlReply(Wire):
     """The answer to a command."""
 
     accepted: bool
@@ -208,122 +208,13 @@ class ControlReply(_Wire):
     reason: str | None = None
 
 
-class LockName(_Wire):
-    """A resource, and how it is wanted. Lengths are the lock service's to refuse, in an answer."""
-
-    resource: str = Field(description="What is locked, e.g. `asset/42`.")
-    mode: Mode = Field(default=Mode.EXCLUSIVE, description="SHARED with others, or EXCLUSIVE (the default).")
-
-
-class LockRequest(_Wire):
-    """An operation on locks, to `jef.locks`, always with `reply_to` and `correlation_id`."""
-
-    operation: Literal["acquire", "renew", "release", "cancel", "inspect", "force-release"]
-    owner: str = Field(
-        default="", description="Who holds or waits: an execution's id, or any name. Required."
-    )
-    owners: list[str] = Field(
-        default_factory=list,
-        description="renew, instead of owner: all these, each with all it holds or its place in the queue.",
-    )
-    locks: list[LockName] = Field(
-        default_factory=list,
-        description="acquire: what is wanted. renew, release: only these; empty: all. inspect: empty: all.",
-    )
-    lease_seconds: float = Field(default=60.0, description="How long the grants live unless renewed.")
-    wait_lease_seconds: float | None = Field(
-        default=None,
-        description="How long the place in the queue lives unless asked again; null: as the lease.",
-    )
-    wait: bool = Field(default=True, description="False: be refused rather than wait.")
-    after: str = Field(default="", description="inspect: only resources with later names.")
-    sole: bool = Field(
-        default=False,
-        description="The owner counts only together with `reply_to`, and an older `correlation_id` never undoes a "
-        "newer one. For daemons, whose messages may come twice.",
-    )
-    reason: str = Field(default="", description="force-release: why; told to the holder.")
-    by: str = Field(default="", description="force-release: who asks for it.")
-
-
-class GrantInfo(_Wire):
-    """A granted lock."""
-
-    resource: str
-    mode: Mode
-    fencing_token: int = Field(description="Rises with each grant of the resource, for ever.")
-    lease_until: AwareDatetime
-
-
-class WaiterInfo(_Wire):
-    """One who waits."""
-
-    owner: str
-    mode: Mode
-    asked_at: AwareDatetime
-
-
-class HolderInfo(GrantInfo):
-    """One who holds."""
-
-    owner: str
-    granted_at: AwareDatetime
-
-
-class ResourceInfo(_Wire):
-    """A resource as `inspect` tells it."""
-
-    resource: str
-    fencing_token: int = Field(description="The last one given out.")
-    holders: list[HolderInfo]
-    waiters: list[WaiterInfo] = Field(description="The first hundred, in order.")
-    waiting: int = Field(description="How many there are.")
-
-
-class LockReply(_Wire):
-    """An answer of the lock service, with the request's `correlation_id`."""
-
-    status: str = Field(
-        description="GRANTED, WAITING, REFUSED, RENEWED, LOST, KEPT, RELEASED, CANCELLED, STATE; "
-        "unasked EXPIRED, REVOKED."
-    )
-    owner: str = Field(default="", description="Whom it is about; empty with KEPT and STATE.")
-    grants: list[GrantInfo] | None = None
-    resource: str | None = Field(default=None, description="WAITING: the one that is waited for.")
-    mode: Mode | None = None
-    position: int | None = Field(default=None, description="Among all that wait for the resource; 1: next.")
-    holders: list[str] | None = Field(default=None, description="Owners, at most ten.")
-    lost: list[str] | None = Field(
-        default=None,
-        description="Resources that are not held any more; KEPT: owners that hold or wait no more.",
-    )
-    held: list[str] | None = Field(default=None, description="KEPT: owners that hold what they were granted.")
-    code: str | None = Field(default=None, description="REFUSED: why, for machines.")
-    reason: str | None = Field(default=None, description="Why, for people.")
-    resources: list[ResourceInfo] | None = Field(default=None, description="STATE only.")
-
-
-class WorkflowRequest(_Wire):
+class WorkflowRequest(Wire):
     """A request for a workflow, to `jef.workflows`."""
 
     workflow_id: Name
     workflow: Name
     variables: Variables = Field(default_factory=dict)
     priority: int = Field(default=0, ge=-1000, le=1000)
-
-
-WIRE_MODELS: tuple[type[BaseModel], ...] = (
-    JobRequest,
-    StatusNotification,
-    Update,
-    UpdateReply,
-    Control,
-    ControlReply,
-    LockRequest,
-    LockReply,
-    WorkflowRequest,
-)
-"""What `jef schema` publishes."""
 
 
 # --- inbound ---------------------------------------------------------------------------------------------

@@ -16,7 +16,8 @@ from typing import Any, Protocol
 
 from jef_daemon.errors import RequestRefused
 from jef_daemon.lifecycle import Event, Execution, Transition
-from jef_daemon.messages import Control, LockReply, Update
+from jef_daemon.lock.messages import LockReply
+from jef_daemon.messages import Control, Update
 
 
 class Clock(Protocol):

@@ -4,13 +4,37 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from jef_daemon import __version__
-from jef_daemon.messages import WIRE_MODELS
+from jef_daemon.lock.messages import LockReply, LockRequest
+from jef_daemon.messages import (
+    Control,
+    ControlReply,
+    JobRequest,
+    StatusNotification,
+    Update,
+    UpdateReply,
+    WorkflowRequest,
+)
 from jef_daemon.names import Names
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+
+WIRE_MODELS: tuple[type[BaseModel], ...] = (
+    JobRequest,
+    StatusNotification,
+    Update,
+    UpdateReply,
+    Control,
+    ControlReply,
+    LockRequest,
+    LockReply,
+    WorkflowRequest,
+)
+"""What `jef schema` publishes."""
 
 
 def json_schemas() -> dict[str, dict[str, Any]]:

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jef_daemon.cli.words import took
-from jef_daemon.messages import HolderInfo, ResourceInfo
+from jef_daemon.lock.messages import HolderInfo, ResourceInfo
 
 _WAITERS = 3
 """So many of a queue's first are named."""

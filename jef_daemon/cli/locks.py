@@ -21,7 +21,7 @@ from jef_daemon.cli.words import duration_s, lock_of, when
 from jef_daemon.errors import ExitCode, LockLost, NotFound, SettingsError
 
 if TYPE_CHECKING:
-    from jef_daemon.messages import GrantInfo, LockReply
+    from jef_daemon.lock.messages import GrantInfo, LockReply
     from jef_daemon.names import Names
     from jef_daemon.rabbitmq.lock_claim import Claim
     from jef_daemon.rabbitmq.lock_client import Talk

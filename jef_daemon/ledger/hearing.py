@@ -13,8 +13,8 @@ from typing import Any, Protocol
 from jef_daemon.ledger import rows
 from jef_daemon.ledger.job_locks import JobLocks, LockBook
 from jef_daemon.lifecycle import WORKING, Event, Execution, Failed, LockAwaited, Started, waits_until
+from jef_daemon.lock.messages import LockReply
 from jef_daemon.lock.requests import Answer, Refused
-from jef_daemon.messages import LockReply
 from jef_daemon.ports import Applied, Heard, LockTimes, Lost
 
 _ASK_AGAIN_S = 3.0

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from pydantic_core import to_json
 
 from jef_daemon.errors import RequestRefused
+from jef_daemon.lock.messages import LockReply, LockRequest
 from jef_daemon.lock.requests import (
     Acquire,
     Answer,
@@ -27,7 +28,7 @@ from jef_daemon.lock.requests import (
     ResourceState,
 )
 from jef_daemon.lock.state import Grant
-from jef_daemon.messages import LockReply, LockRequest, decode_object, explain, timestamp
+from jef_daemon.messages import decode_object, explain, timestamp
 
 
 def decode(body: bytes, limit: int, reply_to: str | None, correlation_id: str | None) -> Request:

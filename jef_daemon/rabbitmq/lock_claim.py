@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, Self
 
 from jef_daemon.errors import BrokerError, LockLost, LockRefused
+from jef_daemon.lock.messages import GrantInfo, LockReply
 from jef_daemon.lock.requests import Answer, Refused
-from jef_daemon.messages import GrantInfo, LockReply
 from jef_daemon.names import Names
 from jef_daemon.rabbitmq.lock_client import (
     ANSWER_S,

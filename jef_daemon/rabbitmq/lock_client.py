@@ -24,8 +24,8 @@ from pydantic_core import to_json
 
 from jef_daemon.errors import BrokerError, LockRefused
 from jef_daemon.lock import wire
+from jef_daemon.lock.messages import LockReply, ResourceInfo
 from jef_daemon.lock.requests import Answer
-from jef_daemon.messages import LockReply, ResourceInfo
 from jef_daemon.names import Names
 from jef_daemon.rabbitmq.client import connected
 
@@ -73,7 +73,7 @@ class Talk:
         """Publish a request, confirmed.
 
         Args:
-            request: as on the wire (`messages.LockRequest`).
+            request: as on the wire (`lock_messages.LockRequest`).
             correlation_id: comes back with the answer.
 
         Raises:

@@ -35,8 +35,9 @@ from jef_daemon.lifecycle import (
     Stopped,
 )
 from jef_daemon.lock import wire
+from jef_daemon.lock.messages import LockReply
 from jef_daemon.lock.requests import Expire
-from jef_daemon.messages import LockReply, timestamp
+from jef_daemon.messages import timestamp
 from jef_daemon.names import Names
 from jef_daemon.ports import Accepted, Arrival, Capacity, Claimed, Heard, LockTimes, Lost, Outgoing
 from tests.support.clock import ManualClock

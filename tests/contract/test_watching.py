@@ -13,11 +13,12 @@ from sqlalchemy import create_engine, text
 
 from jef_daemon.ledger import Policy, Reader, SqlLedger
 from jef_daemon.lifecycle import Completed, Execution, Launched, Progressed
-from jef_daemon.messages import LockReply, Update, timestamp
+from jef_daemon.lock.messages import LockReply
+from jef_daemon.messages import Update, timestamp
 from jef_daemon.names import WATCHED, Names
 from jef_daemon.ports import Arrival, Capacity, Consequences, Heard, Outgoing, Reported
 from jef_daemon.retry import RetryPolicy
-from tests.contract.test_ledger import ManualClock
+from tests.support.clock import ManualClock
 
 LOCKS = (("asset/42", "EXCLUSIVE"),)
 
@@ -261,7 +262,7 @@ async def test_a_wait_for_a_slot_has_an_end(ledger: SqlLedger, clock: ManualCloc
     assert (await run_out(ledger, clock)).left == []
     clock.time += 1
     found = await run_out(ledger, clock)
-    assert (found.left, found.queued, found.more) == (["a"], [], False)
+    assert (found.left, found.queued, found.again) == (["a"], [], False)
     assert await error_of(ledger) == {
         "type": "QueueTimeout",
         "message": "waited for a slot longer than 10 s",
@@ -384,7 +385,7 @@ async def test_what_ran_out_is_ended_in_bounded_steps(ledger: SqlLedger, clock: 
     left = []
     for _ in range(3):
         found = await ledger.run_out(clock.time, 2)
-        left.append((len(found.left), found.more))
+        left.append((len(found.left), found.again))
     assert left == [(2, True), (2, True), (1, False)]
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from jef_daemon.ledger import Policy, Reader, SqlLedger
 from jef_daemon.lifecycle import Event, Execution, FellSilent, GraceEnded
-from jef_daemon.messages import Control, LockReply, Update
+from jef_daemon.lock.messages import LockReply
+from jef_daemon.messages import Control, Update
 from jef_daemon.names import Names
 from jef_daemon.ports import (
     Accepted,

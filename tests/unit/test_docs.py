@@ -24,7 +24,7 @@ from jef_daemon.lock import wire
 from jef_daemon.lock.requests import Acquire, Answer, Expire, Refused, Release, Reply
 from jef_daemon.lock.state import Mode
 from jef_daemon.run.catalogue import load, specs
-from jef_daemon.schemas import json_schemas
+from jef_daemon.schemas import WIRE_MODELS, json_schemas
 from jef_daemon.settings import Settings
 from jef_daemon.testing.locks import MemoryLocks
 from tests.unit.test_schemas import check
@@ -152,7 +152,7 @@ def test_the_examples_fit_their_schemas(name: str, text: str) -> None:
 
 def test_every_message_has_an_example_and_its_fields() -> None:
     """And every block of JSON says what it is an example of."""
-    names = {model.__name__ for model in messages.WIRE_MODELS}
+    names = {model.__name__ for model in WIRE_MODELS}
     assert {name for name, _ in EXAMPLES} == names
     assert WIRE.count("```json") == len(EXAMPLES)
     assert names <= set(re.findall(r"^<!-- generated: fields (\w+) -->", WIRE, re.MULTILINE))

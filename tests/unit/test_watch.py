@@ -276,7 +276,7 @@ async def test_small_corrections_of_the_clock_are_no_step(bench: Bench) -> None:
 async def test_what_follows_is_done_until_nothing_is_left(bench: Bench) -> None:
     """Page after page of the clocks that ran out."""
     stop = Stop(Execution("1", "a"), "watcher", "")
-    bench.ledger.consequences = [Consequences(more=True), Consequences(stops=[stop]), Consequences()]
+    bench.ledger.consequences = [Consequences(again=True), Consequences(stops=[stop]), Consequences()]
     await bench.after(TICK_S)
     assert [found.stops for found in bench.followed[-2:]] == [[], [stop]]
 
