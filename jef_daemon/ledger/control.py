@@ -127,7 +127,7 @@ def _cancel(transaction: Transaction, execution: Execution, asked: Command, foun
     if before.place in WORKING:
         found.stops.append(Stop(before, asked.actor, reason))
         if before.outside and "cancel" in transaction.policy(before.action).hooks:
-            transaction.call(before.execution_id, "cancel", transaction.now)
+            transaction.give_up(before)
             found.calls = True
     if before.status in UNSTARTED and before.is_backlog:
         found.left.append(before.action)

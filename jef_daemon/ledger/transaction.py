@@ -63,8 +63,7 @@ _DELETE_CALL = delete(schema.calls).where(
 _DELETE_CALLS = delete(schema.calls).where(
     schema.calls.c.execution_id == bindparam("key"), schema.calls.c.call != "cancel"
 )
-"""A cancel is called though the execution has ended: what runs outside does not know it."""
-_DELETE_ALL_CALLS = delete(schema.calls).where(schema.calls.c.execution_id == bindparam("key"))
+"""A cancel is called though the attempt has ended: what runs outside does not know it. The call knows which it was."""
 _DELETE_CHECKPOINT = delete(schema.checkpoints).where(schema.checkpoints.c.execution_id == bindparam("key"))
 
 FIRST_POLL_S = 1.0
@@ -121,8 +120,6 @@ class Transaction:
         """Transitions of executions that want locks."""
         self._uncalled: list[str] = []
         """Executions whose async calls are not due any more."""
-        self._begun_again: list[str] = []
-        """Executions with a new attempt: a call that the last one was due would meet this one."""
         self._settled: list[str] = []
         replies = self.names.lock_replies(terms.identity)
         self.locks = LockBook(connection, now, terms.lock_times, self.names.locks, replies, self.post)
@@ -210,8 +207,6 @@ class Transaction:
         self.locks.follow(self._locking)
         if self._uncalled:
             self.connection.execute(_DELETE_CALLS, [{"key": key} for key in self._uncalled])
-        if self._begun_again:
-            self.connection.execute(_DELETE_ALL_CALLS, [{"key": key} for key in self._begun_again])
         if self._settled:
             self.connection.execute(_DELETE_CHECKPOINT, [{"key": key} for key in self._settled])
         if self._history:
@@ -281,10 +276,10 @@ class Transaction:
                 self.call(execution.execution_id, "poll", self.now + FIRST_POLL_S)
             if execution.cancel_requested and "cancel" in hooks:
                 # Asked while it was being launched: there was nothing outside to be stopped yet.
-                self.call(execution.execution_id, "cancel", self.now)
-        elif isinstance(move.event, Retried | Interrupted):
-            self._begun_again.append(execution.execution_id)
-        elif move.before in WORKING and execution.place not in WORKING and execution.outside:
+                self.give_up(execution)
+        elif isinstance(move.event, Retried | Interrupted) or (
+            move.before in WORKING and execution.place not in WORKING and execution.outside
+        ):
             self._uncalled.append(execution.execution_id)
 
     def call(self, execution_id: str, call: str, at: float, of: Execution | None = None) -> None:

@@ -642,8 +642,11 @@ async def test_a_cancel_of_an_attempt_that_is_over_does_not_meet_the_next(life: 
     await life.update("1", "FAILED")
     await life.command("retry", "1")
     await life.claim()
-    await life.apply("1", Launched())
-    assert await calls(life) == []
+    await life.apply("1", Launched(external_id="x-2"))
+    [call] = await life.ledger.due_calls(9)
+    assert (call.name, call.execution.attempt, call.execution.external_id) == ("cancel", 1, None)
+    await life.ledger.answering(call, Stopped())
+    assert life.status("1") == "RUNNING"
 
 
 async def test_resume_brings_a_timed_out_one_back(life: Life) -> None:

@@ -294,7 +294,7 @@ async def test_who_was_handed_back_waits_elsewhere(ledger: SqlLedger, clock: Man
 def answer(name: str, **reply: Any) -> list[Heard]:
     """An answer of the lock service."""
     body = json.dumps({"owner": name, **reply})
-    return [Heard(LockReply.model_validate_json(body), f"{name}#000001")]
+    return [Heard(LockReply.model_validate_json(body), f"{name}#000000001")]
 
 
 def granted(clock: ManualClock, name: str = "1") -> list[Heard]:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from docs import generate
-from jef_daemon import config, messages
+from jef_daemon import config
 from jef_daemon.actions.output import Output, Patterns
 from jef_daemon.errors import ExecutorError, ExitCode, RequestRefused, SettingsError
 from jef_daemon.lifecycle import TABLE, Status
@@ -37,6 +37,9 @@ def page(name: str) -> str:
 
 
 # --- what is generated -----------------------------------------------------------------------------------
+
+
+MODELS = {model.__name__: model for model in WIRE_MODELS}
 
 
 @pytest.mark.parametrize("path", generate.PAGES, ids=lambda path: path.name)
@@ -147,7 +150,7 @@ def test_the_examples_fit_their_schemas(name: str, text: str) -> None:
     example = json.loads(text)
     assert check(name, example) == []
     assert set(example) <= set(json_schemas()[name]["properties"])
-    assert getattr(messages, name).model_validate_json(text)
+    assert MODELS[name].model_validate_json(text)
 
 
 def test_every_message_has_an_example_and_its_fields() -> None:

@@ -13,7 +13,7 @@ from jef_daemon import lifecycle, messages
 from jef_daemon.errors import RequestRefused, TransitionRefused
 from jef_daemon.lifecycle import Event, Execution, Status, accept, apply
 from jef_daemon.messages import decode_request
-from jef_daemon.schemas import asyncapi, json_schemas
+from jef_daemon.schemas import WIRE_MODELS, asyncapi, json_schemas
 
 TYPES: dict[str, tuple[type, ...]] = {
     "object": (dict,),
@@ -156,6 +156,9 @@ def test_the_keys_that_are_always_there_are_required() -> None:
     assert set(json_schemas()["StatusNotification"]["required"]) == always
 
 
+MODELS = {model.__name__: model for model in WIRE_MODELS}
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -224,7 +227,7 @@ EXAMPLES: list[tuple[str, dict[str, Any]]] = [
 def test_the_documents_examples_fit(name: str, example: dict[str, Any]) -> None:
     """The schema and the model that reads them agree with the document."""
     assert check(name, example) == []
-    assert getattr(messages, name).model_validate_json(json.dumps(example))
+    assert MODELS[name].model_validate_json(json.dumps(example))
 
 
 @pytest.mark.parametrize(
