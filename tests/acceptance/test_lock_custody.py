@@ -35,15 +35,15 @@ from tests.support.lockers import ACTIONS
 from tests.support.process import DaemonProcess
 from tests.support.store import Line, Store
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 logging.getLogger("pika").setLevel(logging.CRITICAL)  # that a broker is away is what is tested
 SEED = int(os.environ.get("JEF_TEST_SEED", "0")) or random.randrange(1, 10**6)
 PREFIX = "contended"
 RESOURCES = [f"asset/{number}" for number in range(20)]
 JOBS = 2000
-KILLS = 10
+KILLS = 8
 SLOTS = 8
-IN_FLIGHT = 150
+IN_FLIGHT = 80
 """Jobs submitted and not ended: enough that all resources have a queue, few enough that foreigners get a turn."""
 FOREIGNERS = 3
 LEASE_S = 6.0
@@ -355,7 +355,13 @@ def daemons(own_broker: PrivateBroker, tmp_path: Path, queue_type: str) -> Itera
             actions,
             bus={"reconnect_max_s": 0.5, "queue_type": queue_type},
             slots={"total": SLOTS, "backlog": 40, "blocking_processes": 2},
-            locks={"lease_s": LEASE_S, "start_within_s": 3.0, "takeover_grace_s": 3.0, "wait_lease_s": 60.0},
+            locks={
+                "lease_s": LEASE_S,
+                "start_within_s": 3.0,
+                "takeover_grace_s": 3.0,
+                "wait_lease_s": 60.0,
+                "tell_places_every_s": 5.0,
+            },
             logging={"format": "json", "level": "info"},
         )
         each.start(ready=True, **_where(each))
