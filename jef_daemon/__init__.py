@@ -7,6 +7,7 @@ The tour, in the order of the flow (each module's docstring says what it does an
     lock/               which jobs may run at the same time
     run/                a queued job → a slot → an executor → its outcome
     updates             async jobs' updates, operators' commands → the ledger
+    watch               silence → TIMED_OUT; waits and limits that run out
     web/, metrics       the HTTP port, where it is open: health, metrics, updates, commands
     notify              outbox → confirmed, ordered notifications on `jef.status`
     ledger/             executions, history, outbox: one transaction for all that is ready

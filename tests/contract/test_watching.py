@@ -268,6 +268,7 @@ async def test_a_wait_for_a_slot_has_an_end(ledger: SqlLedger, clock: ManualCloc
         "message": "waited for a slot longer than 10 s",
     }
     assert await ledger.queued() == {"a": 1}
+    assert await statuses(ledger, "later") == ["QUEUED"]
     clock.time += 59
     assert (await run_out(ledger, clock)).left == []
     clock.time += 1

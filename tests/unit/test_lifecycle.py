@@ -184,6 +184,46 @@ def test_only_who_runs_has_an_update_deadline(place: str, event: str, silence: f
         assert after.update_deadline == (None if silence is None else NOW + silence)
 
 
+@pytest.mark.parametrize("outside", [True, False])
+@pytest.mark.parametrize(("place", "event"), LEGAL)
+def test_each_place_has_its_clock(place: str, event: str, outside: bool) -> None:
+    """The wait for a slot, the limit of work outside, the grace of a time-out; nothing else runs out."""
+    limits = {"queue_timeout_s": 10.0, "execution_timeout_s": 20.0, "timeout_grace_s": 30.0}
+    before = standing(place, outside=outside, started_at=NOW - 1, due_at=NOW + 99, **limits)
+    after = apply(before, EVENTS[event], NOW).execution
+    match after.place:
+        case lifecycle.Place.QUEUED:
+            expected: float | None = NOW + 10
+        case lifecycle.Place.TIMED_OUT_OPEN:
+            expected = NOW + 30
+        case lifecycle.Place.RUNNING if event in {"launched", "resumed"} or place == "TIMED_OUT (open)":
+            expected = NOW + 19 if after.outside else None
+        case lifecycle.Place.RUNNING if event == "started":
+            expected = None
+        case lifecycle.Place.RUNNING | lifecycle.Place.WAITING_FOR_LOCK:
+            expected = before.due_at
+        case _:
+            expected = None
+    assert after.due_at == expected
+
+
+@pytest.mark.parametrize(
+    ("wants_locks", "not_before", "expected"), [(False, 5, 15), (False, -5, 10), (True, 5, 25)]
+)
+def test_a_wait_begins_when_its_time_has_come(wants_locks: bool, not_before: float, expected: float) -> None:
+    """For a slot, or first for locks."""
+    waits = Execution(
+        "624",
+        "copy",
+        wants_locks=wants_locks,
+        not_before=NOW + not_before,
+        queue_timeout_s=10,
+        lock_timeout_s=20,
+    )
+    assert accept(waits, NOW).execution.due_at == NOW + expected
+    assert accept(Execution("624", "copy"), NOW).execution.due_at is None
+
+
 def test_a_cancel_request_does_not_move_the_deadline() -> None:
     """Updates move it, and nothing else."""
     running = standing("RUNNING", update_timeout_s=5.0, update_deadline=1.0)
