@@ -214,8 +214,8 @@ class Consequences:
     """Commands that go on: the rest of a workflow."""
     again: bool = False
     """Whether the same step has more to do: it took no more than a page."""
-    unknown: bool = False
-    """Whether a cancel was remembered, as what it is about is not here."""
+    unknown: set[str] = field(default_factory=set)
+    """Executions whose cancel was remembered, as they are not here."""
     answers: list[dict[str, object]] = field(default_factory=list)
     """What whoever asked is told: one for each command that is done."""
 

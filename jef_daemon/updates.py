@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import structlog
@@ -57,8 +57,8 @@ class UpdateLedger(Protocol):
         """`accept` of `ports.Ledger`, put in at once."""
         ...
 
-    async def knows(self, execution_id: str) -> bool:
-        """Whether an execution is in the ledger and ours."""
+    async def knows(self, ids: Sequence[str]) -> set[str]:
+        """Which executions are in the ledger and ours."""
         ...
 
 
@@ -150,7 +150,7 @@ class Updates:
             ConnectionError: they could not be told; commands may be repeated.
         """
         known = control.execution_id is not None and await self._ledger.knows(control.execution_id)
-        consequences = await self._command(Command(control, actor))
+        consequences = await self._command([Command(control, actor)])
         if not known:
             await self._send("", control.model_dump_json(by_alias=True), _CONTROL, self._names.daemons)
         return consequences
@@ -196,42 +196,54 @@ class Updates:
     # --- commands ----------------------------------------------------------------------------------------
 
     async def _take_commands(self, batch: Sequence[Delivery]) -> None:
+        controls: list[tuple[Control, Delivery]] = []
         for delivery in batch:
             try:
-                control = decode_control(delivery.body, self._max_body_bytes)
+                controls.append((decode_control(delivery.body, self._max_body_bytes), delivery))
             except RequestRefused as error:
                 await self._refuse(delivery, error, "control")
-                continue
-            # All of a workflow may be anywhere; one execution is at one daemon.
-            known = control.execution_id is not None and await self._ledger.knows(control.execution_id)
-            if not known and delivery.source != HANDED_ON:
-                await self._hand_on(delivery, self._names.daemons, "", _CONTROL)
-            consequences = await self._carry_out(control, delivery, known=known)
-            if known and consequences.unknown and delivery.source != HANDED_ON:
-                # Handed back between the two looks: whoever takes it is to know.
-                await self._hand_on(delivery, self._names.daemons, "", _CONTROL)
+        if controls:
+            await self._carry_out(controls)
         await self._bus.acknowledge(batch)
 
-    async def _carry_out(self, control: Control, delivery: Delivery, *, known: bool) -> Consequences:
-        # A daemon that was only told, and knows nothing of it, remembers a cancel but leaves the word to others.
-        is_silent = delivery.source == HANDED_ON and not known
-        command = Command(
-            control,
-            f"operator:{control.by}",
-            None if is_silent else delivery.reply_to,
-            delivery.correlation_id,
+    async def _carry_out(self, controls: Sequence[tuple[Control, Delivery]]) -> None:
+        """Commands of a batch in one transaction, a workflow's further pages in others."""
+        named = [control.execution_id for control, _ in controls if control.execution_id is not None]
+        known = await self._ledger.knows(named)
+        # All of a workflow may be anywhere; one execution is at one daemon.
+        await self._hand_on_commands(
+            delivery for control, delivery in controls if control.execution_id not in known
         )
-        return await self._command(command)
+        commands = [
+            Command(
+                control,
+                f"operator:{control.by}",
+                # A daemon that was only told, and does not know it, remembers a cancel and leaves the word to others.
+                None if is_handed_on(delivery) and control.execution_id not in known else delivery.reply_to,
+                delivery.correlation_id,
+            )
+            for control, delivery in controls
+        ]
+        consequences = await self._command(commands)
+        # Handed back between the two looks: whoever takes it is to know.
+        gone = known & consequences.unknown
+        await self._hand_on_commands(
+            delivery for control, delivery in controls if control.execution_id in gone
+        )
 
-    async def _command(self, command: Command) -> Consequences:
-        """Carry a command out to its end, a page of a workflow at a time; returns what followed last."""
-        commands = [command]
-        while True:
-            consequences = await self._ledger.commanding(commands)
+    async def _command(self, commands: Sequence[Command]) -> Consequences:
+        """Carry commands out to their end, a page of a workflow at a time; returns what followed first."""
+        first = consequences = await self._ledger.commanding(commands)
+        self._follow(consequences)
+        while consequences.more:
+            consequences = await self._ledger.commanding(consequences.more)
             self._follow(consequences)
-            if not consequences.more:
-                return consequences
-            commands = consequences.more
+        return first
+
+    async def _hand_on_commands(self, deliveries: Iterable[Delivery]) -> None:
+        for delivery in deliveries:
+            if not is_handed_on(delivery):
+                await self._hand_on(delivery, self._names.daemons, "", _CONTROL)
 
     # --- between daemons ---------------------------------------------------------------------------------
 
@@ -273,3 +285,8 @@ class Updates:
 
 HANDED_ON = ":handed-on"
 """The source of what other daemons hand on (`rabbitmq.topology`)."""
+
+
+def is_handed_on(delivery: Delivery) -> bool:
+    """Whether another daemon has sent it to us: it is not sent any further."""
+    return delivery.source == HANDED_ON

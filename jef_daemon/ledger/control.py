@@ -65,7 +65,7 @@ def command(transaction: Transaction, commands: Sequence[Command], remember_s: f
                 answer = _DO[control.command](transaction, execution, each, found)
             elif control.command == "cancel":
                 answer = _remember(transaction, "execution", name, each, remember_s)
-                found.unknown = True
+                found.unknown.add(name)
             else:
                 answer = (False, None, f"no execution {name} is known")
         if answer is not None:

@@ -232,11 +232,10 @@ class SqlLedger:
         """Carry out commands and answer them; returns what follows."""
         return self._other(lambda transaction: control.command(transaction, commands, self._remember_s))
 
-    async def knows(self, execution_id: str) -> bool:
-        """Whether an execution is in the ledger and was not handed back."""
-        found = await self._other(lambda transaction: transaction.known([execution_id]))
-        execution = found.get(execution_id)
-        return execution is not None and not execution.handed_back
+    async def knows(self, ids: Sequence[str]) -> set[str]:
+        """Which executions are in the ledger and were not handed back."""
+        found = await self._other(lambda transaction: transaction.known(ids))
+        return {name for name, execution in found.items() if not execution.handed_back}
 
     def govern(self, policies: Mapping[str, Policy]) -> None:
         """Say what each action's operator and author allow; before anything is accepted."""

@@ -126,7 +126,7 @@ class Life:
             total.queued += found.queued
             total.left += found.left
             total.calls = total.calls or found.calls
-            total.unknown = total.unknown or found.unknown
+            total.unknown |= found.unknown
             commands = found.more
         return (await self.answers())[-1], total
 
@@ -138,21 +138,24 @@ class Life:
         )
         return dict(answer)
 
-    async def hear(self, execution_id: str, status: str, **fields: Any) -> None:
-        """The lock service answers about the attempt that asked last."""
-        asked = [message for message in await self.outbox() if message.routing_key == "t.locks"]
-        mine = [m for m in asked if json.loads(m.body)["owner"] == execution_id]
+    async def hear(self, execution_id: str, status: str, asked_with: str = "", **fields: Any) -> None:
+        """The lock service answers about the attempt that asked last, or with a correlation id."""
+        if not asked_with:
+            asked = [message for message in await self.outbox() if message.routing_key == "t.locks"]
+            asked_with = str(
+                [m for m in asked if json.loads(m.body)["owner"] == execution_id][-1].correlation_id
+            )
         reply = LockReply.model_validate_json(json.dumps({"status": status, "owner": execution_id, **fields}))
-        await self.ledger.hearing([Heard(reply, str(mine[-1].correlation_id))])
+        await self.ledger.hearing([Heard(reply, asked_with)])
 
-    async def wait_for_lock(self, execution_id: str) -> None:
+    async def wait_for_lock(self, execution_id: str, asked_with: str = "") -> None:
         place = {"resource": LOCK[0], "mode": LOCK[1], "position": 1, "holders": ["other"]}
-        await self.hear(execution_id, "WAITING", **place)
+        await self.hear(execution_id, "WAITING", asked_with, **place)
 
-    async def grant(self, execution_id: str) -> None:
+    async def grant(self, execution_id: str, asked_with: str = "") -> None:
         until = datetime.fromtimestamp(self.clock.time + 3600, UTC).isoformat()
         grant = {"resource": LOCK[0], "mode": LOCK[1], "fencingToken": 7, "leaseUntil": until}
-        await self.hear(execution_id, "GRANTED", grants=[grant])
+        await self.hear(execution_id, "GRANTED", asked_with, grants=[grant])
 
     # --- what can be seen --------------------------------------------------------------------------------
 
