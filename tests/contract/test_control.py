@@ -23,9 +23,9 @@ from jef_daemon.lifecycle import (
     Status,
     Stopped,
 )
-from jef_daemon.messages import Control
+from jef_daemon.messages import Control, Update
 from jef_daemon.names import Names
-from jef_daemon.ports import Accepted, Capacity, Command, Delivery, Outgoing
+from jef_daemon.ports import Accepted, Capacity, Command, Delivery, Outgoing, Reported
 from jef_daemon.updates import Updates
 from tests.support.ledgers import LOCK, Life, ManualClock
 
@@ -592,6 +592,21 @@ async def test_an_end_ends_the_polls(life: Life, end: Any) -> None:
     await life.ledger.answering(poll, Completed(result="late"))
     assert life.rows("calls") == []
     assert len([told for told in await life.told("1") if told["status"] == "COMPLETED"]) <= 1
+
+
+async def test_many_ends_in_one_transaction(life: Life) -> None:
+    """Updates come in batches: what is written for one of them is written for all at once."""
+    await life.arrive_all(["1", "2", "3"], "f")
+    await life.claim()
+    for name in ("1", "2", "3"):
+        await life.apply(name, Launched())
+    ends = [
+        {"executionId": name, "status": status, "token": life.token(name)}
+        for name, status in zip("123", ("COMPLETED", "FAILED", "CANCELLED"), strict=True)
+    ]
+    await life.ledger.updating([Reported(Update.model_validate_json(json.dumps(end))) for end in ends])
+    assert [life.status(name) for name in "123"] == ["COMPLETED", "FAILED", "CANCELLED"]
+    assert life.rows("calls") == []
 
 
 async def test_a_poll_completes_it(life: Life) -> None:
