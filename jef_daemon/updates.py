@@ -149,7 +149,7 @@ class Updates:
         Raises:
             ConnectionError: they could not be told; commands may be repeated.
         """
-        known = control.execution_id is not None and await self._ledger.knows(control.execution_id)
+        known = control.execution_id is not None and await self.knows(control.execution_id)
         consequences = await self._command([Command(control, actor)])
         if not known:
             await self._send("", control.model_dump_json(by_alias=True), _CONTROL, self._names.daemons)
@@ -157,7 +157,7 @@ class Updates:
 
     async def knows(self, execution_id: str) -> bool:
         """Whether an execution is ours."""
-        return await self._ledger.knows(execution_id)
+        return bool(await self._ledger.knows([execution_id]))
 
     # --- updates -----------------------------------------------------------------------------------------
 
