@@ -126,7 +126,15 @@ class Daemon:
                     task.cancel()
         except* JefError as group:
             raise _first_of(group) from None
+        except* Exception as group:
+            # Said at once, whatever the rest of the way down takes; systemd starts the next one.
+            log.critical("role_failed", exc_info=group)
+            raise
         finally:
+            # A role that failed leaves jobs that run: they are interrupted, before their processes' home goes.
+            parts.worker.start_nothing_more()
+            self._haste_asked.set()
+            await parts.worker.drain(0.0, self._haste_asked)
             await parts.pool.close()
 
     async def _begin(self, parts: Parts, ledger: SqlLedger) -> None:

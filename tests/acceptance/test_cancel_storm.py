@@ -22,8 +22,6 @@ from tests.support.process import DaemonProcess
 JOBS = 1000
 SUBMITTED_S, CANCELLED_S = 8.0, 16.0
 """Jobs come, and are cancelled, at random within these times: some before they come, some after they ended."""
-_UNTOLD = "outbox WHERE exchange <> ''"
-"""Notifications. Not answers: some to an exclusive queue arrive, and are never confirmed to the daemon."""
 _UNRELEASED = "job_locks WHERE state <> 'released'"
 KINDS: dict[str, tuple[str, int]] = {
     "coroutine": ("slow", 250),
@@ -180,7 +178,7 @@ async def _nothing_left(daemon: DaemonProcess, client: Client, calm: int) -> Non
         with closing(_database(daemon)) as database:
             rows = {
                 table: database.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
-                for table in (_UNTOLD, "lock_grants", "lock_waiters", "tombstones", "calls", _UNRELEASED)
+                for table in ("outbox", "lock_grants", "lock_waiters", "tombstones", "calls", _UNRELEASED)
             }
         processes = psutil.Process(daemon.process.pid).children(recursive=True)
         living = [process for process in processes if process.status() != psutil.STATUS_ZOMBIE]
