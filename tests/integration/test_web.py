@@ -153,7 +153,7 @@ async def test_an_update_for_another_ledger_is_passed_on(
 async def test_operators_look_and_cancel(web: Port, client: Client, daemon: DaemonProcess) -> None:
     """With their token only; what is shown is what `jef show --json` shows."""
     await client.submit("slow", "1", {"seconds": 60})
-    await client.until(lambda: "RUNNING" in client.statuses("1"))
+    await client.until(lambda: any(told["message"] == "step 0" for told in client.of("1")))  # its only news
     for wrong in (client_of(web.number), client_of(web.number, "another")):
         async with wrong:
             for answer in (await wrong.get("/executions/1"), await wrong.post("/executions/1/cancel")):
