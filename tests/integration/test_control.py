@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import aio_pika
@@ -110,3 +111,48 @@ async def test_work_that_runs_outside_is_polled(daemon: DaemonProcess, client: C
     assert (await client.end_of("hiccup"))["status"] == "COMPLETED"
     failed = await client.end_of("fails")
     assert failed["error"]["message"] == "the farm is on fire"
+
+
+async def test_an_executor_may_clean_up_within_the_grace(
+    daemon: DaemonProcess, client: Client, tmp_path: Path
+) -> None:
+    """A coroutine, blocking code, a program; what it comes to meanwhile counts only where it is a completion."""
+    trap = f"trap 'sleep 0.3; echo tidy > {tmp_path}/program; exit 1' TERM; sleep 600 & wait"
+    daemon.configure(
+        f"[actions.held]\ncommand = {json.dumps(['sh', '-c', trap])}\n", jobs={"kill_grace_s": 10.0}
+    )
+    daemon.start()
+    expected = {
+        "stops": ("tidy", "CANCELLED"),
+        "breaks": ("tidy", "CANCELLED"),
+        "completes": ("tidy", "COMPLETED"),
+        "process": ("tidy-blocking", "CANCELLED"),
+        "program": ("held", "CANCELLED"),
+    }
+    for name, (action, _) in expected.items():
+        await client.submit(action, name, {"file": str(tmp_path / name), "how": name})
+    await client.until(lambda: all("RUNNING" in client.statuses(name) for name in expected))
+    for name in expected:
+        assert (await cancel(client, name))["accepted"] is True
+    for name, (_, status) in expected.items():
+        assert (await client.end_of(name))["status"] == status, name
+        assert (tmp_path / name).read_text().strip() == "tidy"
+
+
+async def test_what_cannot_be_cancelled_runs_to_its_end_unless_forced(
+    daemon: DaemonProcess, client: Client
+) -> None:
+    """The refusal says why; force stops it at once, and waiting ones are cancelled like any others."""
+    daemon.configure(slots={"total": 2})
+    daemon.start()
+    for name, seconds in (("short", 2.0), ("long", 600.0), ("waits", 600.0)):
+        await client.submit("fixed", name, {"seconds": seconds})
+        await client.until(lambda name=name: bool(client.statuses(name)))  # type: ignore[misc]
+    await client.until(lambda: "RUNNING" in client.statuses("long"))
+    assert (await cancel(client, "waits"))["status"] == "CANCELLED"
+    refused = await cancel(client, "long")
+    assert (refused["accepted"], refused["status"]) == (False, "RUNNING")
+    assert "cannot be cancelled" in refused["reason"]
+    assert (await cancel(client, "long", force=True))["status"] == "CANCELLED"
+    assert (await client.end_of("long"))["status"] == "CANCELLED"
+    assert (await client.end_of("short"))["status"] == "COMPLETED"

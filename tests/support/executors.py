@@ -184,6 +184,56 @@ class Broken(ActionExecutor):
         return _misbehave(context.configuration.how, context)
 
 
+class Tidy(ActionExecutor):
+    """Cleans up when it is cancelled: writes a file, which takes it a moment."""
+
+    action = "tidy"
+
+    class Configuration(BaseModel):
+        file: Path
+        how: str = "stops"
+
+    async def execute(self, context: ExecutionContext[Configuration]) -> ActionExecutorResponse | None:
+        trace(context)
+        try:
+            await asyncio.sleep(600)
+        except asyncio.CancelledError:
+            await asyncio.sleep(0.3)
+            context.configuration.file.write_text("tidy")
+            if context.configuration.how == "completes":
+                return ActionExecutorResponse(result="done all the same")
+            if context.configuration.how == "breaks":
+                raise RuntimeError("while cleaning up") from None
+            raise
+        return None
+
+
+class TidyBlocking(ActionExecutor):
+    """The same in a process."""
+
+    action = "tidy-blocking"
+    Configuration = Tidy.Configuration
+
+    def execute(self, context: ExecutionContext[Tidy.Configuration]) -> None:
+        trace(context)
+        try:
+            time.sleep(600)
+        finally:
+            time.sleep(0.3)
+            context.configuration.file.write_text("tidy")
+
+
+class Fixed(ActionExecutor):
+    """Goes on to its end, whoever wants it stopped."""
+
+    action = "fixed"
+    cancellable = False
+    Configuration = Seconds
+
+    async def execute(self, context: ExecutionContext[Seconds]) -> None:
+        await asyncio.sleep(context.configuration.seconds)
+
+
 class Farm(AsyncActionExecutor):
     """Work that runs outside: moved by updates (it tells its token), or by polls."""
 

@@ -27,6 +27,12 @@ executor = "tests.support.executors:Blocking"
 executor = "tests.support.executors:Misbehave"
 [actions.broken]
 executor = "tests.support.executors:Broken"
+[actions.tidy]
+executor = "tests.support.executors:Tidy"
+[actions.tidy-blocking]
+executor = "tests.support.executors:TidyBlocking"
+[actions.fixed]
+executor = "tests.support.executors:Fixed"
 [actions.farm]
 executor = "tests.support.executors:Farm"
 [actions.resumed]
