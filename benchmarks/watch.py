@@ -38,6 +38,9 @@ _READY_S = 120
 _FIRST_S = 30.0
 """Between the preparation and the first deadline: the daemon has to be up by then, and idle for a while."""
 
+_SETTLE_S = 5.0
+"""After a start, before idling is measured: all is read once more when the broker is connected."""
+
 
 @dataclass
 class Running:
@@ -159,6 +162,7 @@ class Bench:
         folder = self.folder / "empty"
         folder.mkdir()
         async with daemon(self.url, "empty", folder) as running:
+            await asyncio.sleep(_SETTLE_S)
             cpu = await running.idle_cpu(self.options.idle_s)
             print(
                 f"nothing to watch:   {running.memory_mb:.0f} MB, idle {cpu:.2f} % of a processor", flush=True
@@ -182,6 +186,7 @@ class Bench:
                 f"restart:            all {options.watched} watched {took:.1f} s after the start of the process "
                 f"(read in {read:.2f} s)"
             )
+            await asyncio.sleep(_SETTLE_S)
             cpu = await running.idle_cpu(options.idle_s)
             print(
                 f"watching:           {running.memory_mb:.0f} MB, idle {cpu:.2f} % of a processor", flush=True
