@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import shutil
 from collections import Counter
@@ -203,12 +204,14 @@ class Worker:
             log.error("claim_failed", error=str(error))
         for job in claimed:
             self._by_action[job.execution.action] += 1
-            attempt = _Attempt(job.execution.attempt, self._scratch(job.execution))
+            before = self._attempts.get(job.execution.execution_id)
+            attempt = _Attempt(job.execution.attempt, self._scratch(job.execution), before)
             # From now on, not from its first step: whoever wants it stopped meanwhile is heard.
             self._attempts[job.execution.execution_id] = attempt
             task = asyncio.create_task(self._job(job, attempt), name=f"job {job.execution.execution_id}")
+            attempt.task = task
             self._running[task] = job.execution
-            task.add_done_callback(self._leave)
+            task.add_done_callback(functools.partial(self._leave, attempt))
         early, self._early = self._early, []
         for stop in early:
             self.stop(stop)
@@ -220,16 +223,15 @@ class Worker:
             self._asked_again = False
             self.wake()
 
-    def _leave(self, task: asyncio.Task[None]) -> None:
+    def _leave(self, attempt: _Attempt, task: asyncio.Task[None]) -> None:
         execution = self._running.pop(task)
         self._by_action[execution.action] -= 1
-        attempt = self._attempts.get(execution.execution_id)
-        if attempt is not None and attempt.number == execution.attempt:
+        if self._attempts.get(execution.execution_id) is attempt:
             del self._attempts[execution.execution_id]
         error = None if task.cancelled() else task.exception()
         if error is not None:
             log.error("job_broke", execution_id=execution.execution_id, exc_info=error)
-        if attempt is not None and not attempt.recorded:
+        if not attempt.recorded:
             # Drained before its first step, or something of ours failed: it must not stay RUNNING for nobody.
             outcome = self._interruption(self._actions[execution.action]) if error is None else failed(error)
             event = attempt.ending.result() if attempt.ending.done() else outcome
@@ -242,6 +244,7 @@ class Worker:
         """RUNNING is recorded and told; run the executor, then record and tell its end."""
         execution = claimed.execution
         action = self._actions[execution.action]
+        await attempt.alone()
         progress = Progress(
             self._settings.jobs.progress_interval_s,
             lambda event: self._ledger.applying(execution.execution_id, execution.attempt, [event]),
@@ -352,14 +355,22 @@ class Worker:
 class _Attempt:
     """One that runs here, and how others can end it."""
 
-    __slots__ = ("ending", "number", "recorded", "scratch")
+    __slots__ = ("_before", "ending", "number", "recorded", "scratch", "task")
 
-    def __init__(self, number: int, scratch: str) -> None:
+    def __init__(self, number: int, scratch: str, before: _Attempt | None = None) -> None:
+        self._before = before
+        self.task: asyncio.Task[None] | None = None
         self.number = number
         self.scratch = scratch
         self.recorded = False
         """Whether its outcome is on its way into the ledger."""
         self.ending: asyncio.Future[Event] = asyncio.get_running_loop().create_future()
+
+    async def alone(self) -> None:
+        """Wait until an earlier attempt at the job, which was given up, has really stopped: two never run at once."""
+        before, self._before = self._before, None
+        if before is not None and before.task is not None:
+            await asyncio.wait({before.task})
 
     def end(self, event: Event) -> None:
         """Stop it; the event is its outcome, unless it comes to another while it stops."""

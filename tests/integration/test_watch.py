@@ -262,3 +262,19 @@ async def test_the_locks_of_work_outside_are_kept(daemon: DaemonProcess, client:
     assert (end["status"], end["error"]["type"]) == ("FAILED", "LockLost")
     assert (await client.end_of("2"))["status"] == "COMPLETED"
     await asyncio.to_thread(daemon.wait_for, "farm_cancel")
+
+
+async def test_an_attempt_that_was_given_up_has_stopped_before_the_next_begins(
+    daemon: DaemonProcess, client: Client, tmp_path: Path
+) -> None:
+    """Timed out, fenced, retried at once, while the first is still cleaning up: two never run at the same time."""
+    daemon.configure(jobs={"kill_grace_s": 10.0})
+    daemon.start()
+    file = tmp_path / "stubborn"
+    await client.submit("stubborn", "1", {"file": str(file)})
+    await client.until(lambda: client.statuses("1")[-1:] == ["COMPLETED"])
+    assert file.read_text().splitlines() == ["begin 1", "end 1", "begin 2", "end 2"]
+    assert [told["attempt"] for told in client.of("1") if told["status"] in {"TIMED_OUT", "COMPLETED"}] == [
+        1,
+        2,
+    ]

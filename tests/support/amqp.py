@@ -29,6 +29,7 @@ ACTIONS = (
     "tidy",
     "tidy-blocking",
     "fixed",
+    "stubborn",
     "polled",
     "locked",
     "locked-blocking",

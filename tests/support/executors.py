@@ -223,6 +223,27 @@ class TidyBlocking(ActionExecutor):
             context.configuration.file.write_text("tidy")
 
 
+class Stubborn(ActionExecutor):
+    """Silent, and slow to stop at its first attempt; writes down when each attempt begins and ends."""
+
+    action = "stubborn"
+
+    class Configuration(BaseModel):
+        file: Path
+
+    async def execute(self, context: ExecutionContext[Configuration]) -> None:
+        def note(what: str) -> None:
+            with context.configuration.file.open("a") as file:
+                file.write(f"{what} {context.attempt}\n")
+
+        note("begin")
+        try:
+            await asyncio.sleep(600 if context.attempt == 1 else 0)
+        finally:
+            await asyncio.sleep(1.5)
+            note("end")
+
+
 class Fixed(ActionExecutor):
     """Goes on to its end, whoever wants it stopped."""
 

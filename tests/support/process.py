@@ -31,6 +31,14 @@ executor = "tests.support.executors:Broken"
 executor = "tests.support.executors:Tidy"
 [actions.tidy-blocking]
 executor = "tests.support.executors:TidyBlocking"
+[actions.stubborn]
+executor = "tests.support.executors:Stubborn"
+update_timeout_s = 3.0
+timeout_grace_s = 0.0
+[actions.stubborn.retry]
+attempts = 2
+first_s = 0.0
+on_timeout = true
 [actions.fixed]
 executor = "tests.support.executors:Fixed"
 [actions.farm]
