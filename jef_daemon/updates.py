@@ -135,8 +135,8 @@ class Updates:
         Raises:
             ConnectionError: the broker went away meanwhile.
         """
-        ledger = update.token.partition(".")[0]
-        if ledger == self._identity or not _IDENTITY.match(update.token):
+        ledger = self._other_ledger(update)
+        if ledger is None:
             return False
         await self._send(self._names.daemon(ledger), update.model_dump_json(by_alias=True), _UPDATE)
         return True
@@ -169,8 +169,8 @@ class Updates:
             except RequestRefused as error:
                 await self._refuse(delivery, error, "updates")
                 continue
-            ledger = update.token.partition(".")[0]
-            if ledger != self._identity and "." in update.token and delivery.source != HANDED_ON:
+            ledger = self._other_ledger(update)
+            if ledger is not None and not is_handed_on(delivery):
                 await self._hand_on(delivery, "", self._names.daemon(ledger), _UPDATE)
             else:
                 ours.append(self._reported(update, delivery))
@@ -185,6 +185,12 @@ class Updates:
         self.taken += taken
         self.refused += len(answers) - taken
         return answers
+
+    def _other_ledger(self, update: Update) -> str | None:
+        """Whose an update's token is, if it is not ours; what is no name of a ledger names no queue."""
+        found = _IDENTITY.match(update.token)
+        ledger = found[0][:-1] if found else self._identity
+        return None if ledger == self._identity else ledger
 
     def _reported(self, update: Update, delivery: Delivery | None = None) -> Reported:
         secret = update.token.removeprefix(f"{self._identity}.")

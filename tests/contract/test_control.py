@@ -548,6 +548,22 @@ async def test_what_is_no_update_and_no_command_becomes_a_dead_letter(
     assert answer["reason"].startswith(code)
 
 
+@pytest.mark.parametrize("token", ["x" * 300 + ".y", "no-ledger.y", ".y", "0123456789AB.y"])
+async def test_a_token_that_names_no_ledger_is_refused_here(life: Life, token: str) -> None:
+    """It is no queue's name, perhaps longer than one may be: handed on it would end the role, again and again."""
+    await life.run("1", "f", Launched())
+    wire = Wire()
+    updates = Updates(life.ledger, wire, Names("t"), life.ledger.identity, 1000, lambda found: None)
+    body = json.dumps({"executionId": "1", "token": token, "status": "COMPLETED"}).encode()
+    delivery = Delivery("updates", body, 1, 1, reply_to="asker", correlation_id="c")
+    await updates._take_updates([delivery])
+    assert wire.published == []
+    assert wire.acknowledged == [delivery]
+    [answer] = [json.loads(message.body) for message in await life.outbox() if message.routing_key == "asker"]
+    assert answer == {"accepted": False, "reason": "the token is not this attempt's"}
+    assert life.status("1") == "RUNNING"
+
+
 # --- calls ------------------------------------------------------------------------------------------------
 
 
