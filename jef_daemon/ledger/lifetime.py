@@ -57,6 +57,8 @@ def hand_back(transaction: Transaction, most: int = _STEP) -> int:
         given.append((execution, row.body))
     if given:
         transaction.update(execution for execution, _ in given)
+        # A new attempt of just now asks; were it to ask behind this, a job that is gone would get its locks.
+        transaction.follow_locks()
         # Before the jobs themselves: whoever takes them asks for the same locks.
         transaction.locks.let_go([execution.execution_id for execution, _ in given if execution.wants_locks])
     for execution, body in given:

@@ -202,9 +202,14 @@ class Transaction:
         if spans:
             self.connection.execute(_DELETE_OUTBOX, spans)
 
+    def follow_locks(self) -> None:
+        """Ask and release for what has moved so far; at the end, or before locks are given up whatever moved."""
+        moves, self._locking = self._locking, []
+        self.locks.follow(moves)
+
     def finish(self) -> None:
         """Write what was gathered; call last, before the commit."""
-        self.locks.follow(self._locking)
+        self.follow_locks()
         if self._uncalled:
             self.connection.execute(_DELETE_CALLS, [{"key": key} for key in self._uncalled])
         if self._settled:

@@ -18,6 +18,7 @@ from sqlalchemy import Connection, MetaData, Table, insert, select, text
 from jef_daemon.ledger import Reader, SqlLedger, schema
 from jef_daemon.ledger.claiming import claim
 from jef_daemon.ledger.door import accept
+from jef_daemon.ledger.lifetime import hand_back
 from jef_daemon.ledger.locking import go_on_locking
 from jef_daemon.ledger.opening import migrate, open_engine
 from jef_daemon.ledger.transaction import Terms, Transaction
@@ -601,6 +602,28 @@ async def test_a_job_that_is_handed_back_gives_up_first(
     assert wire_.log == (
         ["job 1"] if state == "later" else ["acquire 1#000000001", "release 1#000000001", "job 1"]
     )
+    assert row(url).state == "released"
+
+
+async def test_a_job_that_is_handed_back_in_its_interruptions_transaction_asks_for_nothing(
+    ledger: SqlLedger, wire_: Wire, clock: ManualClock, url: str
+) -> None:
+    """Else the locks would go to a daemon that has not got the job any more, and never come free."""
+    await reach("granted", ledger, clock)
+    await ledger.claim(capacity())
+
+    def stop(transaction: Transaction) -> int:
+        transaction.apply([("1", 1, [Interrupted(token="t2")])])
+        return hand_back(transaction)
+
+    assert await ledger._other(stop) == 1
+    await wire_.carry()
+    assert wire_.log[1:] == [
+        "release 1#000000001",
+        "acquire 1#000000002",
+        "release 1#000000002",
+        "job 1",
+    ]
     assert row(url).state == "released"
 
 
