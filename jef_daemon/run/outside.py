@@ -6,6 +6,7 @@ What is due is in the ledger, so a restart forgets none of it. Calls hold no slo
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
@@ -54,6 +55,8 @@ class CallLedger(Protocol):
         ...
 
 
+_Key = tuple[str, str, int]
+"""Of a call: execution, name, attempt."""
 MakeInput = Callable[[Claimed, Action, str], Awaitable[JobInput]]
 
 
@@ -81,7 +84,7 @@ class Outside:
         self._pool = pool
         self._make_input = make_input
         self._follow = follow
-        self._under_way: set[asyncio.Task[None]] = set()
+        self._under_way: set[_Key] = set()
         self._processes = asyncio.Semaphore(_PROCESSES)
         self._wake = asyncio.Event()
 
@@ -96,12 +99,13 @@ class Outside:
         async with asyncio.TaskGroup() as calls:
             while True:
                 room = _AT_ONCE - len(self._under_way)
-                for call in await self._ledger.due_calls(room) if room else ():
-                    task = calls.create_task(
-                        self._call(call), name=f"{call.name} {call.execution.execution_id}"
-                    )
-                    self._under_way.add(task)
-                    task.add_done_callback(self._under_way.discard)
+                for call in await self._ledger.due_calls(room) if room > 0 else ():
+                    key = call.execution.execution_id, call.name, call.execution.attempt
+                    if key in self._under_way:  # it waits for a process, so long that it became due again
+                        continue
+                    self._under_way.add(key)
+                    task = calls.create_task(self._call(call), name=f"{call.name} {key[0]}")
+                    task.add_done_callback(functools.partial(self._leave, key))
                 self._wake.clear()
                 try:
                     async with asyncio.timeout(_TICK_S):
@@ -109,15 +113,19 @@ class Outside:
                 except TimeoutError:
                     continue
 
+    def _leave(self, key: _Key, _: asyncio.Task[None]) -> None:
+        self._under_way.discard(key)
+
     async def _call(self, call: Call) -> None:
         action = self._actions.get(call.execution.action)
         if action is None or call.name not in action.hooks:
             return
         try:
-            async with asyncio.timeout(_CALL_LIMIT_S):
-                event = await self._perform(action, call)
+            event = await self._perform(action, call)
         except TimeoutError:
             event = failed(TimeoutError(f"took longer than {_CALL_LIMIT_S:g} s"))
+        except Exception as error:  # noqa: BLE001  a process that does not start, an answer that does not come over
+            event = failed(error)
         if call.name == "poll" and isinstance(event, Failed) and event.error_type not in _SAYS_SOMETHING:
             # A service that does not answer just now says nothing about the work: silence has its own clock.
             log.warning("poll_failed", execution_id=call.execution.execution_id, error=event.error_message)
@@ -138,10 +146,12 @@ class Outside:
             self._ledger.saving(execution.execution_id, execution.attempt, checkpoint)
 
         if action.is_blocking or action.hooks[call.name]:
-            async with self._processes:
+            # Waiting for a process is no part of the call: one that was never made has not failed.
+            async with self._processes, asyncio.timeout(_CALL_LIMIT_S):
                 event = await self._pool.perform(action.spec, job, report, save)
         else:
-            event = await perform(load(action.spec), job, report, save)
+            async with asyncio.timeout(_CALL_LIMIT_S):
+                event = await perform(load(action.spec), job, report, save)
         if call.name == "poll" and event is None:
             self._ledger.applying(execution.execution_id, execution.attempt, [told])
         return event
