@@ -26,7 +26,10 @@ _DUE = (
 )
 _THIS = (_CALLS.execution_id == bindparam("key")) & (_CALLS.call == bindparam("which"))
 _PUT_OFF = update(schema.calls).where(_THIS).values(at=bindparam("new_at"), number=bindparam("new_number"))
-_DONE = delete(schema.calls).where(_THIS)
+_DONE = delete(schema.calls).where(
+    _THIS, _CALLS.attempt.is_(None) | (_CALLS.attempt == bindparam("of_attempt"))
+)
+"""Not one that took its place meanwhile, for another attempt."""
 _INTERVAL_FIRST_S, _INTERVAL_GROWTH, _INTERVAL_MOST_S = 1.0, 1.5, 60.0
 _AGAIN_S = 120.0
 """A call whose answer never came, as its daemon died, is made again then."""
@@ -55,13 +58,14 @@ def answer(transaction: Transaction, call: Call, event: Event | None) -> Consequ
     """Record what came of a call; one for an attempt that is over means nothing."""
     found = Consequences()
     name = call.execution.execution_id
+    done = {"key": name, "which": call.name, "of_attempt": call.execution.attempt}
     if call.name != "poll":
-        transaction.connection.execute(_DONE, {"key": name, "which": call.name})
+        transaction.connection.execute(_DONE, done)
     current = transaction.known([name]).get(name)
     if current is None or current.attempt != call.execution.attempt or current.place not in WORKING:
         return found
     if isinstance(event, Failed) and event.error_type == NOTHING_TO_POLL:
-        transaction.connection.execute(_DONE, {"key": name, "which": call.name})
+        transaction.connection.execute(_DONE, done)
         return found
     if isinstance(event, Failed) and call.name != "poll":
         # The hook failed, not the job.
