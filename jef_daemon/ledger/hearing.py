@@ -107,9 +107,9 @@ class Hearing:
     # --- one answer each ---------------------------------------------------------------------------------
 
     def _granted(self, row: JobLocks, reply: LockReply) -> None:
-        if row.state not in _IN_QUEUE:
+        grants = reply.grants
+        if row.state not in _IN_QUEUE or not grants:  # no service says that nothing is granted
             return
-        grants = reply.grants or []
         until = min(grant.lease_until.timestamp() for grant in grants)
         row.state, row.at = "granted", until - self._times.margin_s
         row.grants = json.dumps([[grant.resource, grant.mode, grant.fencing_token] for grant in grants])

@@ -680,6 +680,21 @@ async def test_a_cancel_of_an_attempt_that_is_over_does_not_meet_the_next(life: 
     assert life.status("1") == "RUNNING"
 
 
+async def test_the_answer_of_one_attempts_cancel_leaves_that_of_the_next(life: Life) -> None:
+    """The first hook took its time; meanwhile the next attempt was launched, and cancelled too."""
+    await life.run("1", "f", Launched())
+    await life.command("cancel", "1")
+    [first] = await life.ledger.due_calls(9)
+    await life.update("1", "FAILED")
+    await life.command("retry", "1")
+    await life.claim()
+    await life.apply("1", Launched(external_id="x-2"))
+    await life.command("cancel", "1")
+    await life.ledger.answering(first, None)
+    [call] = await life.ledger.due_calls(9)
+    assert (call.name, call.execution.attempt, call.execution.external_id) == ("cancel", 2, "x-2")
+
+
 async def test_resume_brings_a_timed_out_one_back(life: Life) -> None:
     """RUNNING again when its executor says so; polls go on; the token is the same."""
     await PLACES["TIMED_OUT (open)"](life)

@@ -363,6 +363,13 @@ async def test_an_answer_about_nobody_we_know_changes_nothing(ledger: SqlLedger,
     assert (wire_.requests, wire_.told) == ([], [])
 
 
+async def test_a_grant_of_nothing_changes_nothing(ledger: SqlLedger, clock: ManualClock, url: str) -> None:
+    """Whoever may publish can forge it; it must not end the role, and come again after each start."""
+    await ledger.accept([arrival()])
+    assert await ledger.hearing([answer("GRANTED"), answer("GRANTED", grants=[])]) == []
+    assert row(url).state == "asked"
+
+
 async def test_a_place_is_told_when_it_changes(ledger: SqlLedger, wire_: Wire) -> None:
     """Not with every answer."""
     await ledger.accept([arrival()])
