@@ -186,11 +186,13 @@ class _Seat:
         """Ask the job to stop, then make it: the process and all that it started."""
         answer = self._answer
         self._signal(signal.SIGTERM)
-        if answer is not None:
-            await asyncio.wait({answer}, timeout=grace_s)
-            if answer.done() and not answer.cancelled():
-                answer.exception()
-        self.kill()
+        try:
+            if answer is not None:
+                await asyncio.wait({answer}, timeout=grace_s)
+                if answer.done() and not answer.cancelled():
+                    answer.exception()
+        finally:  # cancelled once more: a seat that lives on would be given to the next job
+            self.kill()
 
     def kill(self) -> None:
         self.is_alive = False
