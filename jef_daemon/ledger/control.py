@@ -30,6 +30,8 @@ from jef_daemon.tokens import new_token
 _EX, _TS = schema.executions.c, schema.tombstones.c
 _AT_ONCE = 500
 """Executions of a workflow in one transaction."""
+_NAMES_AT_ONCE = 500
+"""In one look for tombstones: a database takes so many parameters, and a batch of arrivals has no bound of its own."""
 _OF_WORKFLOW = {
     "cancel": [Status.QUEUED, Status.WAITING_FOR_LOCK, Status.RUNNING, Status.TIMED_OUT],
     "retry": [Status.FAILED, Status.TIMED_OUT],
@@ -79,9 +81,11 @@ def apply_tombstones(transaction: Transaction, arrived: Sequence[Execution]) -> 
     names += [("workflow", execution.workflow_id) for execution in arrived if execution.workflow_id]
     found = {
         (row.kind, row.name): row
+        for start in range(0, len(names), _NAMES_AT_ONCE)
         for row in transaction.connection.execute(
             select(schema.tombstones).where(
-                tuple_(_TS.kind, _TS.name).in_(names), _TS.until > transaction.now
+                tuple_(_TS.kind, _TS.name).in_(names[start : start + _NAMES_AT_ONCE]),
+                _TS.until > transaction.now,
             )
         )
     }
