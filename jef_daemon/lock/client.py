@@ -183,8 +183,9 @@ class LockClient:
         held = self._held.get(lost.execution_id)
         if held is not None and held.attempt == lost.attempt:
             del self._held[lost.execution_id]
-            log.warning("lock_lost", execution_id=lost.execution_id, reason=lost.reason)
-            self._on_lost(lost)
+        # Also one that was claimed and has not told us yet that it runs: nobody says it a second time.
+        log.warning("lock_lost", execution_id=lost.execution_id, reason=lost.reason)
+        self._on_lost(lost)
 
     # --- keeping -----------------------------------------------------------------------------------------
 

@@ -38,6 +38,8 @@ class World:
     def __init__(self) -> None:
         self.heard: list[Heard] = []
         self.lost: list[Lost] = []
+        self.will_lose: list[Lost] = []
+        """What the ledger makes of each answer."""
         self.sent: asyncio.Queue[Outgoing] = asyncio.Queue()
         self.done: asyncio.Queue[int] = asyncio.Queue()
         """How many deliveries were acknowledged, each time."""
@@ -50,7 +52,7 @@ class World:
     def hearing(self, heard: Sequence[Heard]) -> asyncio.Future[list[Lost]]:
         self.heard += heard
         future: asyncio.Future[list[Lost]] = asyncio.get_running_loop().create_future()
-        future.set_result([])
+        future.set_result(self.will_lose)
         return future
 
     async def go_on_locking(self, answered_up_to: float) -> int:
@@ -178,3 +180,14 @@ async def test_a_job_that_ended_is_not_renewed(clock: Clock, monkeypatch: pytest
         clock.now += TIMES.lease_s
         assert (await world.loss()).execution_id == "2"
         assert [lost.execution_id for lost in world.lost] == ["2"]
+
+
+async def test_a_job_that_was_claimed_just_now_loses_its_locks_too(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It runs for the ledger and for the worker; that it holds locks it says with its first step only."""
+    async with running(clock, monkeypatch) as world:
+        world.will_lose = [Lost("1", 1, "revoked")]
+        reply = json.dumps({"status": "REVOKED", "owner": "1"}).encode()
+        world.client.deliver(Delivery(":lock-replies", reply, 1, 1, correlation_id="1#000000001"))
+        assert await world.loss() == Lost("1", 1, "revoked")
