@@ -12,7 +12,7 @@ from sqlalchemy import insert, select
 from jef_daemon import lifecycle, messages
 from jef_daemon.ledger import control, rows, schema
 from jef_daemon.ledger.transaction import Transaction
-from jef_daemon.lifecycle import FINAL, UNSTARTED, Execution, Status
+from jef_daemon.lifecycle import FINAL, UNSTARTED, Execution, Status, waits_until
 from jef_daemon.ports import Accepted, Arrival, Refusal
 
 _HEADER_BYTES = 64 * 1024
@@ -84,6 +84,9 @@ def _again(transaction: Transaction, arrival: Arrival, execution: Execution) -> 
     if execution.handed_back and execution.status in UNSTARTED and came.sequence >= execution.sequence:
         execution.handed_back = False
         execution.sequence, execution.attempt, execution.token = came.sequence, came.attempt, came.token
+        # As with any daemon that takes it: a retry's delay was not handed on, and its waits begin now.
+        execution.not_before = came.not_before
+        execution.due_at = waits_until(execution, max(transaction.now, came.not_before or transaction.now))
         transaction.update([execution])
         if execution.wants_locks:
             transaction.locks.come_back(execution)

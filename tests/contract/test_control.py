@@ -281,6 +281,20 @@ async def test_what_comes_again_has_the_attempt_it_had_elsewhere(life: Life) -> 
     assert (claimed.execution.attempt, claimed.execution.sequence) == (3, 10)
 
 
+async def test_what_comes_again_begins_as_with_any_other_daemon(life: Life) -> None:
+    """Its retry's delay was not handed on, so it counts as backlog for who took it in, and for who starts it."""
+    broke = Failed(error_type="RuntimeError", error_message="on purpose")
+    await life.run("1", "again", broke, queue_timeout_s=60.0)
+    await life.ledger.hand_back()
+    life.clock.time += 5
+    assert await life.arrive("1", "again", attempt=2, sequence=9) is Accepted.TAKEN_AGAIN
+    assert await life.ledger.queued() == {"again": 1}
+    consequences = await life.ledger.run_out(life.clock.time + 59, 10)
+    assert consequences.left == []
+    [claimed] = await life.claim()
+    assert claimed.execution.is_backlog
+
+
 # --- workflows --------------------------------------------------------------------------------------------
 
 
