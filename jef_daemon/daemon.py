@@ -12,7 +12,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 import structlog
@@ -107,6 +107,8 @@ class Daemon:
         parts = assemble(self._settings, ledger, catalogue)
         ledger.on_outbox(parts.notifier.put)
         await parts.pool.start()
+        # Before anything is claimed or taken in, which is counted from then on.
+        queued = await ledger.queued()
         try:
             async with asyncio.TaskGroup() as roles:
                 running = [
@@ -117,7 +119,7 @@ class Daemon:
                         ("supervision", self._supervise(parts, ledger)),
                     )
                 ]
-                await self._begin(parts, ledger)
+                await self._begin(parts, queued)
                 await self._stop_asked.wait()
                 self._supervision.stopping()
                 log.info("stopping", running=parts.worker.running)
@@ -137,7 +139,7 @@ class Daemon:
             await parts.worker.drain(0.0, self._haste_asked)
             await parts.pool.close()
 
-    async def _begin(self, parts: Parts, ledger: SqlLedger) -> None:
+    async def _begin(self, parts: Parts, queued: Mapping[str, int]) -> None:
         """Let deliveries come, and say so once they do."""
         roles = self._settings.roles
         if "locks" in roles:
@@ -148,7 +150,7 @@ class Daemon:
             await parts.bus.resume(UNROUTABLE)
             for source in (LOCK_REPLIES, UPDATES, CONTROL, HANDED_ON):
                 await parts.bus.resume(source)
-            parts.backlog.open(await ledger.queued())
+            parts.backlog.open(queued)
         if await self._unless_stopped(parts.bus.connected.wait()):
             actions = sorted(parts.actions) if "worker" in roles else []
             log.info("ready", version=__version__, roles=roles, actions=actions, prefix=self._settings.prefix)
