@@ -104,6 +104,15 @@ class Hearing:
         self._book.put(unused)
         self._books.apply(self._events)
 
+    def end_outside(self, lost: Sequence[JobLocks]) -> None:
+        """Attempts that lost their locks as they launched their work: whoever ran them here was done already."""
+        self._executions = self._books.known([row.execution_id for row in lost])
+        for row in lost:
+            execution = self._executions.get(row.execution_id)
+            if execution is not None and execution.outside:
+                self._lose_held(row, "its locks were lost while its work was launched")
+        self._books.apply(self._events)
+
     # --- one answer each ---------------------------------------------------------------------------------
 
     def _granted(self, row: JobLocks, reply: LockReply) -> None:

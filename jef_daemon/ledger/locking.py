@@ -44,7 +44,7 @@ def hear(transaction: Transaction, heard: Sequence[Heard]) -> list[Lost]:
 
 
 def go_on_locking(transaction: Transaction, answered_up_to: float) -> int:
-    """Ask what has become due, ask again what was not heard, give back what was not used.
+    """Ask what is due, ask again what was not heard, give back what was not used, end what lost its locks outside.
 
     Args:
         transaction: to be committed by the caller.
@@ -62,6 +62,8 @@ def go_on_locking(transaction: Transaction, answered_up_to: float) -> int:
     transaction.locks.put(asking)
     unused = transaction.locks.due("granted", transaction.now)
     _hearing(transaction).give_back(unused)
+    if transaction.terms.lost_locks_fail:
+        _hearing(transaction).end_outside(transaction.locks.due("lost", transaction.now))
     return len(unused)
 
 

@@ -31,6 +31,7 @@ from jef_daemon.lifecycle import (
     FellSilent,
     GraceEnded,
     Interrupted,
+    Launched,
     Retried,
     Status,
     Stopped,
@@ -589,6 +590,20 @@ async def test_waiting_and_granted_jobs_go_on_after_a_restart(url: str, clock: M
         await second.apply("1", 1, [Completed()])
         await Wire(second).settle()
         assert names(await second.claim(capacity())) == ["2"]
+
+
+async def test_locks_that_are_lost_while_work_is_launched_fail_it(
+    ledger: SqlLedger, clock: ManualClock, url: str
+) -> None:
+    """The launch was on its way into the ledger: whoever ran the attempt here had nothing to stop any more."""
+    await reach("lost", ledger, clock)
+    await ledger.go_on_locking(0)
+    assert row(url).state == "lost"  # it runs here: that is the worker's
+    await ledger.apply("1", 1, [Launched()])
+    await ledger.go_on_locking(0)
+    assert row(url).state == "released"
+    [applied] = await ledger.apply("1", 1, [Completed()])
+    assert "FAILED" in applied.refused
 
 
 # --- going to another daemon and back -------------------------------------------------------------------------
