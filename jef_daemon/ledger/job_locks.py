@@ -21,7 +21,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from sqlalchemy import Connection, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, select, update
 
 from jef_daemon.ledger import schema
 from jef_daemon.lifecycle import LOCKING, Execution, Interrupted, Retried, Transition
@@ -36,7 +36,6 @@ _NEW_ATTEMPT = (Retried, Interrupted)
 _CHANGING = ("attempt", "number", "state", "at", "grants", "place")
 
 _INSERT = insert(schema.job_locks)
-_DELETE = delete(schema.job_locks).where(_JL.execution_id == bindparam("key"))
 _SET = (
     update(schema.job_locks)
     .where(_JL.execution_id == bindparam("key"))
@@ -209,10 +208,6 @@ class LockBook:
     def names(self, state: str, after: str = "") -> list[str]:
         """A page of executions in a state, by id."""
         return list(self._connection.scalars(_NEXT_OF_STATE, {"wanted": state, "after": after}))
-
-    def forget(self, ids: Sequence[str]) -> None:
-        """Executions that are purged."""
-        self._connection.execute(_DELETE, [{"key": key} for key in ids])
 
     # --- inside ------------------------------------------------------------------------------------------
 
