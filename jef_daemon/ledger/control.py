@@ -153,6 +153,8 @@ def _retry(transaction: Transaction, execution: Execution, asked: Command, found
         found.queued.append(moved.action)
     if execution.place is Place.TIMED_OUT_OPEN:
         found.stops.append(Stop(execution, asked.actor, reason))
+        transaction.give_up(execution)
+        found.calls |= execution.outside
     return True, moved.status, None
 
 

@@ -170,6 +170,8 @@ class Transaction:
         retry = self._retry(move)
         self.note(move, is_last=retry is None)
         if retry is not None:
+            if isinstance(event, GraceEnded):
+                self.give_up(execution)  # silent, not ended: it may still go on beside the new attempt
             move = lifecycle.apply(move.execution, retry, self.now)
             self.note(move)
         return Applied(move)

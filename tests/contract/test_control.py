@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from jef_daemon.errors import NotFound
-from jef_daemon.ledger import Reader
+from jef_daemon.ledger import Policy, Reader
 from jef_daemon.lifecycle import (
     Completed,
     Failed,
@@ -26,6 +26,7 @@ from jef_daemon.lifecycle import (
 from jef_daemon.messages import Control, Update
 from jef_daemon.names import Names
 from jef_daemon.ports import Accepted, Capacity, Command, Delivery, Outgoing, Reported
+from jef_daemon.retry import RetryPolicy
 from jef_daemon.updates import Updates
 from tests.support.ledgers import LOCK, Life, ManualClock
 
@@ -707,6 +708,23 @@ async def test_the_answer_of_one_attempts_cancel_leaves_that_of_the_next(life: L
     await life.ledger.answering(first, None)
     [call] = await life.ledger.due_calls(9)
     assert (call.name, call.execution.attempt, call.execution.external_id) == ("cancel", 2, "x-2")
+
+
+@pytest.mark.parametrize("how", ["command", "policy"])
+async def test_a_retry_of_silent_work_gives_the_old_one_up(life: Life, how: str) -> None:
+    """It may still go on outside: its executor is asked to stop that attempt, not the new one."""
+    life.ledger.govern(
+        {"f": Policy(RetryPolicy(2, first_s=0.0, on_timeout=True), hooks=frozenset({"cancel"}))}
+    )
+    await life.run("1", "f", Launched(external_id="old"), max_attempts=2)
+    await life.apply("1", FellSilent())
+    if how == "command":
+        assert (await life.command("retry", "1"))[1].calls
+    else:
+        await life.apply("1", GraceEnded())
+    assert life.status("1") == "QUEUED"
+    [call] = await life.ledger.due_calls(9)
+    assert (call.name, call.execution.attempt, call.execution.external_id) == ("cancel", 1, "old")
 
 
 async def test_resume_brings_a_timed_out_one_back(life: Life) -> None:
