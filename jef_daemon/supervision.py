@@ -37,6 +37,8 @@ class Supervision:
         # A leading @ is Linux's abstract namespace, written as a null byte.
         self._address = "\0" + address[1:] if address.startswith("@") else address
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) if address else None
+        if self._socket is not None:
+            self._socket.setblocking(False)  # a listener that does not listen must not stop the event loop
         mine = environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         usec = environ.get("WATCHDOG_USEC", "") if mine else ""
         self._watchdog_s = int(usec) / 1e6 if usec.isdigit() else 0.0

@@ -105,7 +105,8 @@ def list_(
     """
     from jef_daemon.ledger import summary
 
-    page = reader().page(filter_of(status or [], action, workflow, since), limit, before)
+    wanted = filter_of(status or [], action, workflow, since)
+    page = reader().page(wanted, limit, before)
     if as_json:
         for execution in page.executions:
             typer.echo(json.dumps(summary(execution)))
@@ -129,12 +130,7 @@ def show(
 
       jef show render-77 --json
     """
-    ledger = reader()
-    execution = ledger.find(identifier)
-    told = ledger.document(identifier)
-    if (lock := ledger.locks(execution.execution_id)) is not None:
-        told["locks"] = {"state": lock.state, "wanted": lock.wanted, "waitingFor": lock.waiting_for}
-    told["checkpoint"] = ledger.checkpoint(execution.execution_id)
+    told = reader().document(identifier)
     if as_json:
         typer.echo(json.dumps(told, indent=2))
         return

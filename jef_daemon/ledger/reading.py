@@ -190,14 +190,21 @@ class Reader:
         return None if found is None else json.loads(found)
 
     def document(self, identifier: str) -> dict[str, Any]:
-        """All about an execution, as JSON has it: its summary, `request`, and `outcome` once there is one.
+        """All about an execution, as JSON has it: its summary, locks if it wants any, checkpoint, request, outcome.
 
         Raises:
             NotFound: see `find`.
         """
         execution = self.find(identifier)
         name = execution.execution_id
-        return summary(execution) | {"request": self.request(name), "outcome": self.outcome(name) or None}
+        told = summary(execution)
+        if (lock := self.locks(name)) is not None:
+            told["locks"] = {"state": lock.state, "wanted": lock.wanted, "waitingFor": lock.waiting_for}
+        return told | {
+            "checkpoint": self.checkpoint(name),
+            "request": self.request(name),
+            "outcome": self.outcome(name) or None,
+        }
 
     def close(self) -> None:
         """Let go of the file."""
