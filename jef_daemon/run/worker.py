@@ -298,13 +298,15 @@ class Worker:
         try:
             ends: set[asyncio.Future[Any]] = {running, ending}
             await asyncio.wait(ends, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
-            if running.done():
+            if running.done() and not _is_failed(ending):
                 return _result(running)
             await self._stop(running, execution)
             if ending.done():
-                # A completion that came while it was being stopped is one: it was asked, not forbidden, to end.
+                # A completion that came while it was being cancelled is one: it was asked, not forbidden, to end. What
+                # was completed without the locks is none.
                 came = _result(running) if running.done() and not running.cancelled() else None
-                return came if isinstance(came, Completed | Launched) else ending.result()
+                is_one = isinstance(came, Completed | Launched) and not _is_failed(ending)
+                return came if is_one and came is not None else ending.result()
             message = f"ran longer than its limit of {limit:g} s"
             return Failed(actor="daemon", error_type="ExecutionTimeout", error_message=message)
         except asyncio.CancelledError:
@@ -376,6 +378,11 @@ class _Attempt:
         """Stop it; the event is its outcome, unless it comes to another while it stops."""
         if not self.ending.done():
             self.ending.set_result(event)
+
+
+def _is_failed(ending: asyncio.Future[Event]) -> bool:
+    """Whether others ended an attempt as FAILED: it lost its locks."""
+    return ending.done() and isinstance(ending.result(), Failed)
 
 
 def _result(running: asyncio.Task[Event]) -> Event:
