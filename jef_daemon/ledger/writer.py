@@ -17,15 +17,16 @@ goes through: callers wait, nothing is lost, the log says so once.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import structlog
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Connection, Engine, func, select
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from jef_daemon.errors import LedgerUnavailable
@@ -64,6 +65,8 @@ class Writer:
 
     def __init__(self, engine: Engine, terms: Terms, clock: Clock) -> None:
         self._engine = engine
+        self._kept: Connection | None = None
+        """The connection, from one transaction to the next; after a fault a new one."""
         self.terms = terms
         self._clock = clock
         self._loop = asyncio.get_running_loop()
@@ -124,7 +127,7 @@ class Writer:
             if batch:
                 self._commit(batch)
             elif self._closing.is_set():
-                return
+                return self._disconnect()
             if self._closing.is_set():
                 self._wake.set()
 
@@ -153,7 +156,7 @@ class Writer:
 
     def _attempt(self, batch: Sequence[Operation]) -> tuple[list[Any], list[Outgoing]]:
         began = time.perf_counter()
-        with self._engine.begin() as connection:
+        with self._connected() as connection, connection.begin():
             transaction = Transaction(connection, self.terms, self._clock.now(), self._next_id)
             by_id: dict[int, Any] = {}
             for kind in _KINDS:
@@ -173,6 +176,21 @@ class Writer:
             commit = Commit(time.perf_counter() - began, len(batch), _door(batch, results), transaction.moves)
             self._loop.call_soon_threadsafe(self.on_commit, commit)
         return results, transaction.outbox
+
+    @contextlib.contextmanager
+    def _connected(self) -> Iterator[Connection]:
+        if self._kept is None:
+            self._kept = self._engine.connect()
+        try:
+            yield self._kept
+        except BaseException:
+            self._disconnect()
+            raise
+
+    def _disconnect(self) -> None:
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
 
     def _report(self, batch: Sequence[Operation], results: Sequence[Any], outbox: list[Outgoing]) -> None:
         self._loop.call_soon_threadsafe(self._deliver, batch, results, outbox)

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import secrets
 import traceback
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import aio_pika
@@ -177,15 +177,14 @@ class Session:
         replies = [message for message in messages if self._is_foreign(message)]
         if not replies:
             return await self._publisher.publish(messages)
-        told = await self._publisher.publish(
-            [message for message in messages if not self._is_foreign(message)]
-        )
-        return asyncio.ensure_future(_both(told, await self._reply(replies)))
+        own = [message for message in messages if not self._is_foreign(message)]
+        told = await self._publisher.publish(own) if own else None
+        return asyncio.ensure_future(self._settled(told, await self._reply(replies)))
 
     def _is_foreign(self, message: Outgoing) -> bool:
         return not message.exchange and not message.routing_key.startswith(self._own)
 
-    async def _reply(self, messages: Sequence[Outgoing]) -> Awaitable[None]:
+    async def _reply(self, messages: Sequence[Outgoing]) -> asyncio.Future[None]:
         """Answers go over a channel of their own: what a requester names must not stop the notifications.
 
         A `reply_to` that the user may not publish to closes the channel; the answers on it are given up.
@@ -195,14 +194,16 @@ class Session:
             channel.close_callbacks.add(lambda _, error: self._lose_replies(error))
             underlay = cast("aiormq.Channel", await channel.get_underlay_channel())
             self._replies = Publisher(underlay, self._settings.publish_window)
-        return self._unless_given_up(await self._replies.publish(messages))
+        return await self._replies.publish(messages)
 
-    async def _unless_given_up(self, confirmed: Awaitable[None]) -> None:
+    async def _settled(self, told: asyncio.Future[None] | None, replied: asyncio.Future[None]) -> None:
+        if told is not None:
+            await told
         try:
-            await confirmed
+            await replied
         except ConnectionError:
             if self.is_broken or self._connection.is_closed:
-                raise  # nothing was wrong with them: they are sent again
+                raise  # nothing was wrong with the answers: they are sent again
 
     def _lose_replies(self, error: BaseException | None) -> None:
         replies, self._replies = self._replies, None
@@ -262,10 +263,6 @@ class Session:
             properties.reply_to,
             properties.correlation_id,
         )
-
-
-async def _both(one: Awaitable[None], other: Awaitable[None]) -> None:
-    await asyncio.gather(one, other)
 
 
 async def connect(
