@@ -8,6 +8,7 @@
     claiming      queued executions get a slot
     job_locks     what jobs asked of the lock service;  hearing: its answers
     lock_store    what the lock service keeps;  lock_statements: its SQL;  locking: both in a transaction
+    driver        statements of which many are run while somebody waits
     updating      async jobs' updates;  control: commands;  calling: polls and checkpoints
     watching      clocks that run out: silence, waits, limits, grace
     lifetime      start and end of a daemon, keeping house

@@ -162,4 +162,5 @@ def grant_of(row: Any) -> Grant:
 def waiter_of(row: Any) -> Waiter:
     """The waiter of a row."""
     locks = tuple((resource, Mode(mode)) for resource, mode in json.loads(row[2]))
-    return Waiter(row[0], row[1], locks, *row[3:])
+    # A database without truth values gives 0 and 1.
+    return Waiter(row[0], row[1], locks, *[*row[3:-1], bool(row[-1])])

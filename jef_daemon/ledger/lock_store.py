@@ -16,6 +16,7 @@ from typing import Any, cast
 from sqlalchemy import Connection
 
 from jef_daemon.ledger import lock_statements as sql
+from jef_daemon.ledger.driver import Driver
 from jef_daemon.lock.protocol import decide
 from jef_daemon.lock.requests import Limits, Reply, Request
 from jef_daemon.lock.state import (
@@ -44,7 +45,7 @@ class LockStore:
     """
 
     def __init__(self, connection: Connection, now: float, limits: Limits) -> None:
-        self._connection = connection
+        self._driver = Driver(connection)
         self._now = now
         self._limits = limits
         self._counters: dict[str, tuple[int, int]] = {}
@@ -67,32 +68,32 @@ class LockStore:
             replies += decision.replies
             pending.extendleft(reversed(decision.rest))
         if self._history:
-            self._connection.execute(sql.PUT_HISTORY, self._history)
+            self._driver.change(sql.PUT_HISTORY, *self._history)
             self._history = []
         return replies
 
     def take_over(self, until: float) -> None:
         """Let no lease end before an instant: while nobody listened, nobody could renew."""
-        self._connection.execute(sql.PROLONG_GRANTS, {"least": until})
-        self._connection.execute(sql.PROLONG_WAITERS, {"least": until})
+        self._driver.change(sql.PROLONG_GRANTS, {"least": until})
+        self._driver.change(sql.PROLONG_WAITERS, {"least": until})
 
     # --- LockView ----------------------------------------------------------------------------------------
 
     def grants_of(self, owner: str) -> Sequence[Grant]:
         """See `LockView`."""
-        return [sql.grant_of(row) for row in self._connection.execute(sql.GRANTS_OF, {"owner": owner})]
+        return [sql.grant_of(row) for row in self._driver.rows(sql.GRANTS_OF, {"owner": owner})]
 
     def waiter_of(self, owner: str) -> Waiter | None:
         """See `LockView`."""
-        row = self._connection.execute(sql.WAITER_OF, {"owner": owner}).first()
-        return None if row is None else sql.waiter_of(row)
+        found = self._driver.rows(sql.WAITER_OF, {"owner": owner})
+        return sql.waiter_of(found[0]) if found else None
 
     def holders(self, resource: str, limit: int) -> Sequence[Grant]:
         """See `LockView`."""
         key = "holders", resource, limit
         if key not in self._looked_up:
             wanted = {"resource": resource, "most": limit}
-            found = self._connection.execute(sql.HOLDERS, wanted)
+            found = self._driver.rows(sql.HOLDERS, wanted)
             self._looked_up[key] = [sql.grant_of(row) for row in found]
         return cast("list[Grant]", self._looked_up[key])
 
@@ -105,13 +106,13 @@ class LockStore:
         key = resource, mode, among, after, limit
         if key not in self._looked_up:
             wanted = {"resource": resource, "after": after, "most": limit}
-            found = self._connection.execute(sql.WAITERS_OF[mode, among], wanted)
+            found = self._driver.rows(sql.WAITERS_OF[mode, among], wanted)
             self._looked_up[key] = [sql.waiter_of(row) for row in found]
         return cast("list[Waiter]", self._looked_up[key])
 
     def ahead(self, resource: str, ticket: int) -> int:
         """See `LockView`."""
-        return self._connection.scalar(sql.AHEAD, {"resource": resource, "ticket": ticket}) or 0
+        return self._driver.value(sql.AHEAD, {"resource": resource, "ticket": ticket}) or 0
 
     def waiting(self, resource: str) -> int:
         """See `LockView`."""
@@ -123,34 +124,34 @@ class LockStore:
 
     def next_ticket(self) -> int:
         """See `LockView`."""
-        return (self._connection.scalar(sql.LAST_TICKET) or 0) + 1
+        return (self._driver.value(sql.LAST_TICKET, {}) or 0) + 1
 
     def expired_grants(self, now: float, limit: int) -> Sequence[Grant]:
         """See `LockView`."""
-        found = self._connection.execute(sql.EXPIRED_GRANTS, {"now": now, "most": limit})
+        found = self._driver.rows(sql.EXPIRED_GRANTS, {"now": now, "most": limit})
         return [sql.grant_of(row) for row in found]
 
     def expired_waiters(self, now: float, limit: int) -> Sequence[Waiter]:
         """See `LockView`."""
-        found = self._connection.execute(sql.EXPIRED_WAITERS, {"now": now, "most": limit})
+        found = self._driver.rows(sql.EXPIRED_WAITERS, {"now": now, "most": limit})
         return [sql.waiter_of(row) for row in found]
 
     def resources(self, after: str, limit: int) -> Sequence[str]:
         """See `LockView`."""
-        return self._connection.scalars(sql.IN_USE_PAGE, {"after": after, "most": limit}).all()
+        return [name for (name,) in self._driver.rows(sql.IN_USE_PAGE, {"after": after, "most": limit})]
 
     def _counted(self, resource: str) -> tuple[int, int]:
         known = self._counters.get(resource)
         if known is None:
-            row = self._connection.execute(sql.COUNTERS, {"name": resource}).first()
-            known = self._counters[resource] = (-1, 0) if row is None else (row.fence, row.waiting)
+            found = self._driver.rows(sql.COUNTERS, {"name": resource})
+            known = self._counters[resource] = tuple(found[0]) if found else (-1, 0)
         return (max(known[0], 0), known[1])
 
     # --- changes -----------------------------------------------------------------------------------------
 
     def _put_grant(self, change: PutGrant) -> None:
         grant = change.grant
-        self._connection.execute(
+        self._driver.change(
             sql.PUT_GRANT,
             {
                 "resource": grant.resource,
@@ -167,7 +168,7 @@ class LockStore:
 
     def _renew_grant(self, change: RenewGrant) -> None:
         grant = change.grant
-        self._connection.execute(
+        self._driver.change(
             sql.RENEW_GRANT,
             {
                 "r": grant.resource,
@@ -180,18 +181,18 @@ class LockStore:
 
     def _drop_grant(self, change: DropGrant) -> None:
         grant = change.grant
-        self._connection.execute(sql.DROP_GRANT, {"r": grant.resource, "o": grant.owner})
+        self._driver.change(sql.DROP_GRANT, {"r": grant.resource, "o": grant.owner})
         self._note(grant.resource, grant.owner, "ended", grant.mode, grant.fencing_token, change.reason)
         self.touched.add(grant.resource)
 
     def _set_fence(self, change: SetFence) -> None:
         self._ensure(change.resource)
-        self._connection.execute(sql.SET_FENCE, {"r": change.resource, "n": change.number})
+        self._driver.change(sql.SET_FENCE, {"r": change.resource, "n": change.number})
         self._counters[change.resource] = (change.number, self._counters[change.resource][1])
 
     def _put_waiter(self, change: PutWaiter) -> None:
         waiter = change.waiter
-        self._connection.execute(
+        self._driver.change(
             sql.PUT_WAITER,
             {
                 "ticket": waiter.ticket,
@@ -217,7 +218,7 @@ class LockStore:
             }
             for resource, mode in waiter.locks
         ]
-        self._connection.execute(sql.PUT_WANT, wants)
+        self._driver.change(sql.PUT_WANT, *wants)
         for resource, mode in waiter.locks:
             self._count(resource, 1)
             self._note(resource, waiter.owner, "asked", mode)
@@ -226,7 +227,7 @@ class LockStore:
         waiters = [change.waiter for change in changes]
         changed = ("reply_to", "correlation_id", "wait_until", "lease_s", "blocked_at", "overtaken", "firm")
         new = [{f"new_{name}": getattr(w, name) for name in changed} | {"t": w.ticket} for w in waiters]
-        self._connection.execute(sql.CHANGE_WAITER, new)
+        self._driver.change(sql.CHANGE_WAITER, *new)
         wants = [
             {
                 "r": resource,
@@ -237,13 +238,13 @@ class LockStore:
             for waiter in waiters
             for resource, _ in waiter.locks
         ]
-        self._connection.execute(sql.CHANGE_WANT, wants)
+        self._driver.change(sql.CHANGE_WANT, *wants)
 
     def _drop_waiter(self, change: DropWaiter) -> None:
         waiter = change.waiter
-        self._connection.execute(sql.DROP_WAITER, {"t": waiter.ticket})
+        self._driver.change(sql.DROP_WAITER, {"t": waiter.ticket})
         wants = [{"r": resource, "t": waiter.ticket} for resource, _ in waiter.locks]
-        self._connection.execute(sql.DROP_WANT, wants)
+        self._driver.change(sql.DROP_WANT, *wants)
         for resource, mode in waiter.locks:
             self._count(resource, -1)
             self.touched.add(resource)
@@ -252,14 +253,14 @@ class LockStore:
 
     def _count(self, resource: str, by: int) -> None:
         self._ensure(resource)
-        self._connection.execute(sql.COUNT, {"r": resource, "by": by})
+        self._driver.change(sql.COUNT, {"r": resource, "by": by})
         fence, waiting = self._counters[resource]
         self._counters[resource] = (fence, waiting + by)
 
     def _ensure(self, resource: str) -> None:
         self._counted(resource)
         if self._counters[resource][0] < 0:
-            self._connection.execute(sql.PUT_RESOURCE, {"resource": resource, "fence": 0, "waiting": 0})
+            self._driver.change(sql.PUT_RESOURCE, {"resource": resource, "fence": 0, "waiting": 0})
             self._counters[resource] = (0, 0)
 
     def _note(

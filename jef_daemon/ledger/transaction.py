@@ -16,6 +16,7 @@ from sqlalchemy.sql.elements import ColumnElement
 from jef_daemon import lifecycle, messages
 from jef_daemon.errors import TransitionRefused
 from jef_daemon.ledger import rows, schema
+from jef_daemon.ledger.driver import Driver
 from jef_daemon.ledger.job_locks import LockBook
 from jef_daemon.lifecycle import (
     FINAL,
@@ -111,6 +112,7 @@ class Transaction:
 
     def __init__(self, connection: Connection, terms: Terms, now: float, next_id: int) -> None:
         self.connection = connection
+        self.driver = Driver(connection)
         self.now = now
         self.names = terms.names
         self.terms = terms
@@ -202,7 +204,7 @@ class Transaction:
         """Forget confirmed messages."""
         spans = [{"first": first, "last": last} for first, last in _spans(sorted(ids))]
         if spans:
-            self.connection.execute(_DELETE_OUTBOX, spans)
+            self.driver.change(_DELETE_OUTBOX, *spans)
 
     def follow_locks(self) -> None:
         """Ask and release for what has moved so far; at the end, or before locks are given up whatever moved."""
@@ -217,13 +219,13 @@ class Transaction:
         if self._settled:
             self.connection.execute(_DELETE_CHECKPOINT, [{"key": key} for key in self._settled])
         if self._history:
-            self.connection.execute(_INSERT_HISTORY, self._history)
+            self.driver.change(_INSERT_HISTORY, *self._history)
         if self._outcomes:
             self.connection.execute(_DELETE_OUTCOMES, [{"key": key} for key in self._outcomes])
             stored = [{"execution_id": key, "notification": body} for key, body in self._outcomes.items()]
             self.connection.execute(_INSERT_OUTCOME, stored)
         if self.outbox:
-            self.connection.execute(_INSERT_OUTBOX, [rows.outbox_row(message) for message in self.outbox])
+            self.driver.change(_INSERT_OUTBOX, *(rows.outbox_row(message) for message in self.outbox))
 
     # --- shared ------------------------------------------------------------------------------------------
 
