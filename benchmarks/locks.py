@@ -59,6 +59,7 @@ class Caller:
 
     async def open(self) -> None:
         """Declare the queue of answers."""
+        self._connection.close_callbacks.add(lambda *_: self._give_up())
         channel = await self._connection.channel(publisher_confirms=False)
         await channel.declare_queue(self._replies, durable=True, arguments=_QUORUM)
         self._channel = cast("aiormq.Channel", await channel.get_underlay_channel())
@@ -69,6 +70,11 @@ class Caller:
         # A lock that is not free is answered twice: what is waited for is the second.
         if answer.get("status") != "WAITING":
             self._waiting.pop(str(message.header.properties.correlation_id)).set_result(answer)
+
+    def _give_up(self) -> None:
+        for answer in self._waiting.values():
+            if not answer.done():
+                answer.set_exception(ConnectionError("the broker has gone"))
 
     async def send(self, queue: str, request: dict[str, Any]) -> asyncio.Future[dict[str, Any]]:
         """Ask; the answer comes."""
