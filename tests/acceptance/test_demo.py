@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -39,6 +40,9 @@ def undisturbed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+    until = time.monotonic() + 15
+    while left_behind() and time.monotonic() < until:  # those that were killed may take a moment to go
+        time.sleep(0.2)
     assert left_behind() == []
 
 
@@ -54,9 +58,9 @@ def test_the_demo_shows_what_it_says_and_leaves_nothing_running(undisturbed: Non
         "twice greet COMPLETED",
         "differ compare FAILED",
         "not-json, unroutable",
-        "checksum RUNNING 20%",
     ):
-        assert words.partition("%")[0] in done.stdout
+        assert words in done.stdout
+    assert re.search(r"checksum RUNNING [1-9]\d%", done.stdout), done.stdout
     assert time.monotonic() - began < 90
     assert done.stderr == ""
 
