@@ -1,0 +1,214 @@
+"""The worker's races: what reaches a job between its claim and its first step, and while it is being stopped."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from jef_daemon import ActionExecutor, ActionExecutorResponse, ExecutionContext
+from jef_daemon.lifecycle import Completed, Event, Execution, Failed, Interrupted, Stopped
+from jef_daemon.ports import Applied, Capacity, Claimed, Lost, Outgoing, Stop
+from jef_daemon.run.catalogue import Action, ActionSpec, Catalogue
+from jef_daemon.run.isolation import ProcessPool
+from jef_daemon.run.worker import Worker
+from jef_daemon.settings import Settings
+
+
+class Watched(ActionExecutor):
+    """Runs until it is told to answer; answers all the same when it is cancelled, if it is so inclined."""
+
+    action = "watched"
+    begun: ClassVar[list[int]] = []
+    answer: ClassVar[asyncio.Event]
+    answers_when_cancelled: ClassVar[bool] = False
+
+    async def execute(self, context: ExecutionContext[Any]) -> ActionExecutorResponse:
+        self.begun.append(context.attempt)
+        try:
+            await self.answer.wait()
+        except asyncio.CancelledError:
+            if not self.answers_when_cancelled:
+                raise
+        return ActionExecutorResponse(result="done")
+
+
+class StubLedger:
+    """Hands out one claim when it is told to, and keeps what is applied."""
+
+    def __init__(self) -> None:
+        self.claims: list[asyncio.Future[list[Claimed]]] = []
+        self.applied: list[tuple[int | None, Event]] = []
+
+    def claiming(self, capacity: Capacity) -> asyncio.Future[list[Claimed]]:
+        self.claims.append(asyncio.get_running_loop().create_future())
+        return self.claims[-1]
+
+    def applying(
+        self, execution_id: str, attempt: int | None, events: Sequence[Event]
+    ) -> asyncio.Future[list[Applied]]:
+        self.applied += [(attempt, event) for event in events]
+        done: asyncio.Future[list[Applied]] = asyncio.get_running_loop().create_future()
+        done.set_result([])
+        return done
+
+    def saving(self, execution_id: str, attempt: int, checkpoint: str) -> asyncio.Future[bool]:
+        raise NotImplementedError
+
+    async def saved(self, execution_id: str) -> str | None:
+        return None
+
+    async def accept(self, messages: object) -> Any:
+        raise NotImplementedError
+
+    async def claim(self, capacity: Capacity) -> Any:
+        raise NotImplementedError
+
+    async def apply(self, execution_id: str, attempt: int | None, events: Sequence[Event]) -> Any:
+        raise NotImplementedError
+
+    async def outbox(self, after: int, limit: int) -> list[Outgoing]:
+        raise NotImplementedError
+
+    async def confirm(self, ids: Sequence[int]) -> None:
+        raise NotImplementedError
+
+    async def queued(self) -> dict[str, int]:
+        raise NotImplementedError
+
+
+class NoLeases:
+    def started(self, execution_id: str, attempt: int) -> None: ...
+    def ended(self, execution_id: str) -> None: ...
+
+
+class Bench:
+    """A worker with one action."""
+
+    def __init__(self, folder: Path, *, may_run_again: bool = False) -> None:
+        Watched.begun.clear()
+        Watched.answer = asyncio.Event()
+        Watched.answers_when_cancelled = False
+        spec = ActionSpec("watched", f"{__name__}:Watched")
+        catalogue = Catalogue({"watched": Action(spec, may_run_again=may_run_again)})
+        settings = Settings.model_validate({"data_dir": str(folder), "shutdown": {"flush_s": 1.0}})
+        self.ledger = StubLedger()
+        pool = ProcessPool(1, 0, 1.0, [])
+        self.worker = Worker(self.ledger, catalogue, pool, settings, lambda *_: None, NoLeases())
+        self.worker.wake()
+
+    def claimed(self, body: str = '{"executionId": "1"}') -> Execution:
+        """The ledger answers the claim; the job's first step comes a turn later."""
+        execution = Execution("1", "watched")
+        self.ledger.claims[-1].set_result([Claimed(execution, body, (("r", "EXCLUSIVE", 1),))])
+        return execution
+
+    async def until_begun(self) -> None:
+        async with asyncio.timeout(5):
+            while not Watched.begun:
+                await asyncio.sleep(0)
+
+    async def outcome(self) -> Event:
+        """The only thing that is recorded."""
+        async with asyncio.timeout(5):
+            while self.worker.running or not self.ledger.applied:
+                await asyncio.sleep(0)
+        [(attempt, event)] = self.ledger.applied
+        assert attempt == 1
+        return event
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+async def turns(count: int) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("after", range(6))
+async def test_a_cancel_is_heard_from_the_claim_on(bench: Bench, after: int) -> None:
+    """However many turns of the loop lie between: before the claim is known here, before the first step, behind it."""
+    execution = Execution("1", "watched")
+    if after == 0:
+        bench.worker.stop(Stop(execution, "operator:ann", "wrong file"))
+        bench.claimed()
+    else:
+        bench.claimed()
+        await turns(after - 1)
+        bench.worker.stop(Stop(execution, "operator:ann", "wrong file"))
+    event = await bench.outcome()
+    assert isinstance(event, Stopped)
+    assert (event.actor, event.reason) == ("operator:ann", "wrong file")
+
+
+async def test_a_cancel_of_an_earlier_attempt_stops_nothing(bench: Bench) -> None:
+    """It came too late: the attempt that it means is over."""
+    bench.claimed()
+    await bench.until_begun()
+    bench.worker.stop(Stop(Execution("1", "watched", attempt=0), "operator:ann", ""))
+    await turns(10)
+    Watched.answer.set()
+    assert isinstance(await bench.outcome(), Completed)
+
+
+@pytest.mark.parametrize("may_run_again", [False, True])
+@pytest.mark.parametrize("after", [1, 2, 3, 6])
+async def test_a_drain_interrupts_what_was_claimed(tmp_path: Path, after: int, may_run_again: bool) -> None:
+    """Also what has not made its first step: it must not stay RUNNING for nobody."""
+    bench = Bench(tmp_path, may_run_again=may_run_again)
+    bench.claimed()
+    await turns(after - 1)
+    haste = asyncio.Event()
+    haste.set()
+    bench.worker.start_nothing_more()
+    await bench.worker.drain(0.0, haste)
+    event = await bench.outcome()
+    assert isinstance(event, Interrupted if may_run_again else Failed)
+
+
+async def test_a_job_that_breaks_around_its_executor_ends(bench: Bench) -> None:
+    """A row that cannot be read, say: FAILED, and its slot is free."""
+    bench.claimed(body="no JSON")
+    assert isinstance(await bench.outcome(), Failed)
+
+
+async def test_a_drain_leaves_a_cancel_what_it_is(bench: Bench) -> None:
+    """Asked for before the stop: CANCELLED, not interrupted."""
+    execution = bench.claimed()
+    await bench.until_begun()
+    bench.worker.stop(Stop(execution, "operator:ann", "wrong file"))
+    haste = asyncio.Event()
+    haste.set()
+    bench.worker.start_nothing_more()
+    await bench.worker.drain(0.0, haste)
+    assert isinstance(await bench.outcome(), Stopped)
+
+
+@pytest.mark.parametrize("answers", [False, True])
+async def test_a_completion_wins_over_a_cancel(bench: Bench, answers: bool) -> None:
+    """It was asked to stop, not forbidden to end."""
+    Watched.answers_when_cancelled = answers
+    execution = bench.claimed()
+    await bench.until_begun()
+    bench.worker.stop(Stop(execution, "operator:ann", ""))
+    assert isinstance(await bench.outcome(), Completed if answers else Stopped)
+
+
+@pytest.mark.parametrize("how", ["runs", "answers when cancelled", "answers at once"])
+async def test_what_was_completed_without_its_locks_is_none(bench: Bench, how: str) -> None:
+    """FAILED, whatever the executor came to: others may have had the resource meanwhile."""
+    Watched.answers_when_cancelled = how == "answers when cancelled"
+    bench.claimed()
+    await bench.until_begun()
+    if how == "answers at once":
+        Watched.answer.set()
+    bench.worker.lock_lost(Lost("1", 1, "r: the lease ended"))
+    event = await bench.outcome()
+    assert isinstance(event, Failed)
+    assert (event.error_type, event.error_message) == ("LockLost", "r: the lease ended")
