@@ -36,6 +36,8 @@ log = structlog.get_logger()
 KIND = "x-jef-kind"
 """Header of what one daemon hands to another: `update` or `control`."""
 _UPDATE, _CONTROL = "update", "control"
+_PAUSE_S = 0.1
+"""Before a message that the broker refused, or that its connection took along, is handed on again."""
 _IDENTITY = re.compile(r"[0-9a-f]{12}\.")
 """What a token begins with: the name of a ledger."""
 
@@ -266,11 +268,13 @@ class Updates:
         message = Outgoing(
             0, exchange, routing_key, delivery.body, headers, delivery.correlation_id, delivery.reply_to
         )
-        try:
-            await (await self._bus.publish([message]))
-        except ConnectionError as error:
-            # Not acknowledged either on a lost connection: it comes again.
-            log.debug("handing_on_lost", reason=str(error))
+        # Again until it is confirmed: what it came by is acknowledged behind it. Twice does no harm.
+        while True:
+            try:
+                return await (await self._bus.publish([message]))
+            except ConnectionError as error:
+                log.debug("handing_on_again", reason=str(error))
+                await asyncio.sleep(_PAUSE_S)
 
     async def _send(self, routing_key: str, body: str, kind: str, exchange: str = "") -> None:
         headers = {KIND: kind, "x-jef-from": self._identity}

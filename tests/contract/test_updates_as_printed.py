@@ -34,10 +34,17 @@ class Bus:
     def __init__(self) -> None:
         self.published: list[Outgoing] = []
         self.acknowledged: list[Delivery] = []
+        self.refusals = 0
+        """So many publishes are refused first."""
 
     async def publish(self, messages: Sequence[Outgoing]) -> asyncio.Future[None]:
-        self.published += messages
         confirmed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self.refusals:
+            self.refusals -= 1
+            assert self.acknowledged == []
+            confirmed.set_exception(ConnectionError("the broker refused a message"))
+            return confirmed
+        self.published += messages
         confirmed.set_result(None)
         return confirmed
 
@@ -172,6 +179,17 @@ async def test_what_another_daemon_has(desks: tuple[Desk, Desk]) -> None:
     assert await other.take(received(sent)) == []
     assert await here.take(received(sent)) == [{"accepted": True, "status": "QUEUED", "reason": None}]
     assert here.bus.published == []
+
+
+@pytest.mark.parametrize("kind", ["Update", "Control"])
+async def test_what_the_broker_refuses_is_handed_on_again(desks: tuple[Desk, Desk], kind: str) -> None:
+    """Until it has it, and only then is what it came by acknowledged: nothing is lost between two daemons."""
+    _, other = desks
+    other.bus.refusals = 2
+    done = {"executionId": "624", "token": f"{IDENTITY}.{TOKENS['624']}", "status": "FAILED"}
+    await other.ask(kind, done if kind == "Update" else {"command": "retry", "executionId": "624"})
+    [sent] = [sent for sent in other.bus.published if sent.headers]
+    assert sent.headers == {"x-jef-kind": kind.lower(), "x-jef-from": "other"}
 
 
 async def test_a_workflows_commands_with_several_daemons(desks: tuple[Desk, Desk]) -> None:
