@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import structlog
 
 from jef_daemon.errors import RequestRefused
+from jef_daemon.inbox import Inbox
 from jef_daemon.lifecycle import Execution
 from jef_daemon.messages import JobRequest, decode_request
 from jef_daemon.ports import Accepted, Arrival, Delivery, Refusal
@@ -34,6 +35,9 @@ _MOST_COUNTED = 2**31
 _TRACEPARENT_CHARACTERS = 512
 """W3C's has 55; what is told with every notification must fit a frame."""
 
+_AT_ONCE = 2000
+"""Requests in one transaction, at most: as many as one queue prefetches."""
+
 _NEWLY_QUEUED = frozenset({Accepted.NEW, Accepted.TAKEN_AGAIN})
 
 
@@ -48,7 +52,7 @@ class Custody(Protocol):
 class Acknowledger(Protocol):
     """The part of a bus that intake needs."""
 
-    async def acknowledge(self, deliveries: list[Delivery]) -> None:
+    async def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
         """See `ports.Bus`."""
         ...
 
@@ -81,32 +85,21 @@ class Intake:
         self._max_body_bytes = max_body_bytes
         self._on_recorded = on_recorded
         self._on_arrived = on_arrived
-        self._inbox: list[Delivery] = []
-        self._arrived = asyncio.Event()
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._inbox = Inbox(self._take, _AT_ONCE)
 
     def deliver(self, delivery: Delivery) -> None:
         """Take a delivery; called by the bus for each, in order."""
-        self._inbox.append(delivery)
-        self._idle.clear()
-        self._arrived.set()
+        self._inbox.deliver(delivery)
 
     async def run(self) -> None:
         """Record and acknowledge, batch after batch, until cancelled."""
-        while True:
-            await self._arrived.wait()
-            self._arrived.clear()
-            batch, self._inbox = self._inbox, []
-            await self._take(batch)
-            if not self._inbox:
-                self._idle.set()
+        await self._inbox.run()
 
     async def finish(self) -> None:
         """Wait until everything delivered is recorded and acknowledged."""
-        await self._idle.wait()
+        await self._inbox.finish()
 
-    async def _take(self, batch: list[Delivery]) -> None:
+    async def _take(self, batch: Sequence[Delivery]) -> None:
         messages = [self._read(delivery) for delivery in batch]
         recording = self._ledger.accepting(messages)
         self._on_recorded()

@@ -16,6 +16,7 @@ from typing import Protocol
 import structlog
 from pydantic import ValidationError
 
+from jef_daemon.inbox import Inbox
 from jef_daemon.lock import wire
 from jef_daemon.lock.requests import Answer
 from jef_daemon.ports import Delivery, Heard, LockTimes, Lost, Outgoing, seen
@@ -106,8 +107,7 @@ class LockClient:
         self._times = times
         self._on_granted = on_granted
         self._on_lost = on_lost
-        self._inbox: list[Delivery] = []
-        self._arrived = asyncio.Event()
+        self._inbox = Inbox(self._hear)
         self._held: dict[str, _Held] = {}
         self._sent: dict[str, tuple[float, float, tuple[str, ...]]] = {}
         """Renewals on their way, by correlation id: when sent (monotonic and wall clock), of which running ones."""
@@ -119,8 +119,7 @@ class LockClient:
 
     def deliver(self, delivery: Delivery) -> None:
         """Take an answer; called by the bus for each, in order."""
-        self._inbox.append(delivery)
-        self._arrived.set()
+        self._inbox.deliver(delivery)
 
     def started(self, execution_id: str, attempt: int) -> None:
         """An attempt that holds locks runs."""
@@ -133,7 +132,7 @@ class LockClient:
     async def run(self) -> None:
         """Hear and keep until cancelled."""
         async with asyncio.TaskGroup() as parts:
-            parts.create_task(self._hear(), name="locks: answers")
+            parts.create_task(self._inbox.run(), name="locks: answers")
             parts.create_task(self._keep_running(), name="locks: running")
             parts.create_task(self._keep_waiting(), name="locks: waiting")
             parts.create_task(self._keep_held(), name="locks: held")
@@ -141,18 +140,14 @@ class LockClient:
 
     # --- hearing -----------------------------------------------------------------------------------------
 
-    async def _hear(self) -> None:
-        while True:
-            await self._arrived.wait()
-            self._arrived.clear()
-            batch, self._inbox = self._inbox, []
-            heard = [each for each in map(self._read, batch) if each is not None]
-            hearing = self._ledger.hearing(heard)
-            # Put in behind it: what is granted now may start within the same transaction.
-            self._on_granted()
-            for lost in await hearing:
-                self._lose(lost)
-            await self._bus.acknowledge(batch)
+    async def _hear(self, batch: Sequence[Delivery]) -> None:
+        heard = [each for each in map(self._read, batch) if each is not None]
+        hearing = self._ledger.hearing(heard)
+        # Put in behind it: what is granted now may start within the same transaction.
+        self._on_granted()
+        for lost in await hearing:
+            self._lose(lost)
+        await self._bus.acknowledge(batch)
 
     def _read(self, delivery: Delivery) -> Heard | None:
         try:

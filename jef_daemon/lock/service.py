@@ -17,6 +17,7 @@ from typing import Protocol
 import structlog
 
 from jef_daemon.errors import RequestRefused
+from jef_daemon.inbox import Inbox
 from jef_daemon.lock import wire
 from jef_daemon.lock.requests import Answer, Expire, Refused, Reply, Request
 from jef_daemon.ports import Accepted, Arrival, Clock, Delivery, Outgoing, Refusal, SystemClock, seen
@@ -102,10 +103,7 @@ class LockService:
         self._tell_every_s = tell_places_every_s
         self._tell_to = tell_places_to
         self._clock = clock or SystemClock()
-        self._inbox: list[Delivery] = []
-        self._arrived = asyncio.Event()
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._inbox = Inbox(self._take, _AT_ONCE)
         self._session = 0
         """The connection for which leases were prolonged."""
         self._skew = self._clock.now() - self._clock.monotonic()
@@ -113,31 +111,20 @@ class LockService:
 
     def deliver(self, delivery: Delivery) -> None:
         """Take a request; called by the bus for each, in order."""
-        self._inbox.append(delivery)
-        self._idle.clear()
-        self._arrived.set()
+        self._inbox.deliver(delivery)
 
     async def run(self) -> None:
         """Serve until cancelled."""
         async with asyncio.TaskGroup() as parts:
-            parts.create_task(self._serve(), name="locks: requests")
+            parts.create_task(self._inbox.run(), name="locks: requests")
             parts.create_task(self._end_leases(), name="locks: leases")
             parts.create_task(self._tell_places(), name="locks: places")
 
     async def finish(self) -> None:
         """Wait until everything delivered is decided and acknowledged."""
-        await self._idle.wait()
+        await self._inbox.finish()
 
     # --- requests ----------------------------------------------------------------------------------------
-
-    async def _serve(self) -> None:
-        while True:
-            await self._arrived.wait()
-            self._arrived.clear()
-            while self._inbox:
-                batch, self._inbox = self._inbox[:_AT_ONCE], self._inbox[_AT_ONCE:]
-                await self._take(batch)
-            self._idle.set()
 
     async def _take(self, batch: Sequence[Delivery]) -> None:
         await self._take_over(batch[-1].session)
