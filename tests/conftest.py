@@ -31,6 +31,9 @@ settings.register_profile(
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
 
+# Run in the background of a script we are told to ignore Ctrl-C, and what we start would be told so by us.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 @pytest.fixture(scope="session")
 def broker() -> Iterator[PrivateBroker]:
@@ -85,8 +88,6 @@ def daemon(amqp_url: str, prefix: str, tmp_path: Path) -> Iterator[DaemonProcess
 def start(daemon: DaemonProcess) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Starts a command that goes on; what is left of it is killed."""
     started: list[subprocess.Popen[str]] = []
-    # Run in the background of a script, we would have been told to ignore Ctrl-C, and so would they.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def popen(*arguments: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
@@ -106,4 +107,3 @@ def start(daemon: DaemonProcess) -> Iterator[Callable[..., subprocess.Popen[str]
     for process in started:
         process.kill()
         process.communicate()
-    signal.signal(signal.SIGINT, before)

@@ -35,11 +35,9 @@ def left_behind() -> list[str]:
 
 @pytest.fixture
 def undisturbed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Without a broker of the environment's, and heard by Ctrl-C though we may run in the background."""
+    """Without a broker of the environment's; nothing of it stays behind."""
     monkeypatch.delenv("JEF_AMQP_URL", raising=False)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
-    signal.signal(signal.SIGINT, before)
     until = time.monotonic() + 15
     while left_behind() and time.monotonic() < until:  # those that were killed may take a moment to go
         time.sleep(0.2)

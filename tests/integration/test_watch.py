@@ -99,7 +99,8 @@ async def test_when_the_grace_is_over_nothing_of_it_counts(daemon: DaemonProcess
     assert not (await ask(client, "updates", done))["accepted"]
     new = update("1", client.of("1")[-1]["message"], "COMPLETED")
     assert (await ask(client, "updates", new))["accepted"]
-    assert (await client.end_of("1"))["attempt"] == 2
+    await client.until(lambda: client.statuses("1")[-1] == "COMPLETED")
+    assert client.of("1")[-1]["attempt"] == 2
 
 
 async def test_the_policy_retries_who_timed_out(daemon: DaemonProcess, client: Client) -> None:

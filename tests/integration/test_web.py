@@ -275,10 +275,8 @@ async def test_metrics_tell_what_happened(web: Port, client: Client) -> None:
     await client.dead_letters(1)
     await client.until(lambda: "RUNNING" in client.statuses("s"))
     await web.anybody.post("/executions/1/updates", json={"status": "RUNNING", "token": token})
-    while True:
-        found = await metrics(web)
-        if found.get(("jef_jobs_received_total", (("action", "quick"), ("outcome", "finished")))):
-            break
+    again = ("jef_jobs_received_total", (("action", "quick"), ("outcome", "finished")))
+    while not (found := await metrics(web)).get(again) or not found["jef_event_loop_lag_seconds_count", ()]:
         await asyncio.sleep(0.05)
     for name, labels, value in [
         ("jef_jobs_received_total", {"action": "quick", "outcome": "new"}, 1),
@@ -300,7 +298,6 @@ async def test_metrics_tell_what_happened(web: Port, client: Client) -> None:
         assert found[name, tuple(sorted(labels.items()))] == value, name
     assert found["jef_ledger_transaction_seconds_count", ()] > 5
     assert 0 < found["jef_ledger_transaction_seconds_sum", ()] < 60
-    assert found["jef_event_loop_lag_seconds_count", ()] >= 1
     text = (await web.anybody.get("/metrics")).text
     assert "an-id-of-a-job" not in text
     families = {family.name: family.type for family in text_string_to_metric_families(text)}
