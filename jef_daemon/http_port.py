@@ -125,7 +125,7 @@ class Web:
             "jef_broker_connected": float(self._bus.connected.is_set()),
             "jef_broker_reconnects_total": self._bus.reconnects,
             "jef_ledger_stalled": float(self._ledger.stalled is not None),
-            "jef_build_info": build(),
+            "jef_build_info": build(self._settings.prefix),
         }
 
     def _bounded(self, jobs: Mapping[tuple[str, str], int]) -> Mapping[tuple[str, ...], float]:

@@ -122,7 +122,12 @@ DEFINITIONS: tuple[Definition, ...] = (
         (),
         _SHORT_S,
     ),
-    Definition("jef_build_info", "gauge", "Always 1; says what runs.", ("version", "python")),
+    Definition(
+        "jef_build_info",
+        "gauge",
+        "Always 1; says what runs, and the prefix that it serves.",
+        ("version", "python", "prefix"),
+    ),
 )
 """Every metric of ours; those that begin with `process_` come from prometheus_client."""
 
@@ -231,9 +236,9 @@ _COUNTED = frozenset(
 """Counters that are counted here; the others are counted where it happens, and read."""
 
 
-def build() -> Mapping[tuple[str, ...], float]:
+def build(prefix: str) -> Mapping[tuple[str, ...], float]:
     """The value of `jef_build_info`."""
-    return {(__version__, platform.python_version()): 1.0}
+    return {(__version__, platform.python_version(), prefix): 1.0}
 
 
 class _Standing(Collector):

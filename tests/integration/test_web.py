@@ -299,6 +299,7 @@ async def test_metrics_tell_what_happened(web: Port, client: Client) -> None:
     assert found["jef_ledger_transaction_seconds_count", ()] > 5
     assert 0 < found["jef_ledger_transaction_seconds_sum", ()] < 60
     text = (await web.anybody.get("/metrics")).text
+    assert f'prefix="{client.prefix}"' in text
     assert "an-id-of-a-job" not in text
     families = {family.name: family.type for family in text_string_to_metric_families(text)}
     ours = {name: kind for name, kind in families.items() if name.startswith("jef_")}
