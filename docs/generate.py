@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 
 from docs.tables import kind_of, row, table  # noqa: E402
-from jef_daemon import cli, lifecycle, messages  # noqa: E402  the checkout's own, wherever this is called
+from jef_daemon import cli, lifecycle, messages, units  # noqa: E402  the checkout's own, wherever this is called
 from jef_daemon.actions.command import CommandSettings  # noqa: E402
 from jef_daemon.actions.http import HttpSettings  # noqa: E402
 from jef_daemon.actions.roots import RootsSettings  # noqa: E402
@@ -421,8 +421,30 @@ PARTS: Mapping[str, Callable[[str], str]] = {
 """What can be generated, by the name in the mark."""
 
 
+# --- systemd ---------------------------------------------------------------------------------------------
+
+
+def packaged(kind: Callable[[units.Place], str]) -> str:
+    """A file of systemd's as the Debian package carries it."""
+    return kind(units.Place(("/usr/bin/jef",), stop_s=units.stop_within_s(Settings())))
+
+
+FILES: Mapping[Path, Callable[[], str]] = {
+    ROOT / "systemd" / name: functools.partial(packaged, kind)
+    for name, kind in {
+        "jef-daemon.service": units.service,
+        "jef-daemon@.service": units.role_service,
+        "jef-daemon.sysusers": units.account,
+        "jef-daemon.tmpfiles": units.folders,
+    }.items()
+}
+"""What is generated as a whole."""
+
+
 def main() -> None:
     """Write every page anew."""
+    for path, make in FILES.items():
+        path.write_text(make(), encoding="utf-8")
     for page in PAGES:
         before = page.read_text(encoding="utf-8")
         after = rewrite(before)

@@ -8,6 +8,7 @@ letters        dead-letters list, show, replay, drop
 locks          locks list, acquire, release, run, history
 holding        a command that runs as long as locks are held
 keeping        purge, schema
+systemd        systemd install
 table          the live table of jobs
 lock_table     the table of locks
 words          times, durations, locks and statuses as people write and read them

@@ -110,6 +110,7 @@ def main() -> None:
         keeping,
         letters,
         locks,
+        systemd,
     )
 
     # What libraries say of a broker that is away would stand beside our own sentence; `run` sets logging up.

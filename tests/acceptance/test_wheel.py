@@ -50,6 +50,17 @@ def test_the_wheel_is_what_runs(installed: Path, tmp_path: Path) -> None:
     assert done.stdout.split()[0] == "jef_daemon"
 
 
+def test_the_wheel_carries_the_units(installed: Path, tmp_path: Path) -> None:
+    """There is no /usr/share for who installs with pip: `jef` writes them, and calls itself in them."""
+    jef = installed.parent / "jef"
+    done = subprocess.run(
+        [jef, "systemd", "install", "--print"], check=True, capture_output=True, text=True, cwd=tmp_path
+    )
+    assert f"\nExecStart={jef} run --config /etc/jef-daemon/jef.toml\n" in done.stdout
+    assert "\nProtectSystem=strict\n" in done.stdout
+    assert "# /etc/tmpfiles.d/jef-daemon.conf\n" in done.stdout
+
+
 async def test_the_wheel_runs_a_job(installed: Path, daemon: DaemonProcess, client: Client) -> None:
     """Ledger made by its own migrations, actions found by entry point."""
     daemon.configuration.write_text(
