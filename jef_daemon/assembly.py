@@ -162,6 +162,7 @@ def _bus(settings: Settings, ledger: SqlLedger, catalogue: Catalogue, deliver: A
         deliver,
         f"jef_daemon {__version__}",
         ledger.identity,
+        watches_only=set(settings.roles) == {"watcher"},
     )
 
 

@@ -9,6 +9,7 @@ locks          locks list, acquire, release, run, history
 holding        a command that runs as long as locks are held
 keeping        purge, schema
 systemd        systemd install
+definitions    definitions: users and topology as a file that the broker loads
 table          the live table of jobs
 lock_table     the table of locks
 words          times, durations, locks and statuses as people write and read them

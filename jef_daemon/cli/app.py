@@ -106,6 +106,7 @@ def main() -> None:
     from jef_daemon.cli import (  # noqa: F401  they add themselves to the tree
         control,
         daemon,
+        definitions,
         jobs,
         keeping,
         letters,

@@ -4,6 +4,8 @@
     frames      messages as bytes
     unreadable  deliveries that the library cannot decode
     publisher   many publishes in one write, their confirms
+    users       who may do what on the broker
+    definitions users and topology as a file that the broker loads
     session     one connection: topology, consumers, publisher
     refusals    what the broker's errors mean, in a sentence
     bus         session after session; the port's implementation

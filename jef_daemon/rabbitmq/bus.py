@@ -44,6 +44,7 @@ class RabbitBus:
         on_delivery: called in the event loop for each delivery, in order.
         name: how the broker's lists call this connection.
         ledger: the ledger's own name: for the answers to its jobs' locks, and the locks that are kept in it.
+        watches_only: it only hears statuses and tells some; nothing else is declared.
     """
 
     def __init__(
@@ -55,12 +56,14 @@ class RabbitBus:
         on_delivery: OnDelivery,
         name: str = "jef",
         ledger: str | None = None,
+        *,
+        watches_only: bool = False,
     ) -> None:
         self._names = names
         self._ledger = ledger
         self._url = url
         self._where = masked(url)
-        self._topology = Topology.of(names, actions, settings.queue_type, ledger)
+        self._topology = Topology.of(names, actions, settings.queue_type, ledger, watches_only=watches_only)
         self._queues = queues_of(names, actions, ledger)
         self._settings = settings
         self._on_delivery = on_delivery

@@ -23,7 +23,7 @@ from jef_daemon.errors import BrokerError, NotFound
 from jef_daemon.names import Names
 from jef_daemon.rabbitmq.refusals import meaning, reason
 from jef_daemon.rabbitmq.session import open_connection
-from jef_daemon.rabbitmq.topology import Topology
+from jef_daemon.rabbitmq.topology import Topology, trial
 
 _TIMEOUT_S = 5.0
 _MOST = 10_000
@@ -426,7 +426,7 @@ def _steps(channel: AbstractChannel, topology: Topology, names: Names) -> list[t
 
     async def publish() -> None:
         # An exchange of our own that nobody listens to: readers of statuses are not to see a trial.
-        exchange = await channel.declare_exchange(f"{names.prefix}.check", "fanout", durable=False)
+        exchange = await channel.declare_exchange(trial(names), "fanout", durable=False)
         await exchange.publish(aio_pika.Message(b"{}"), "check", mandatory=False, timeout=_TIMEOUT_S)
         await exchange.delete()
 

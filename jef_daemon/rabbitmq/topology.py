@@ -60,7 +60,15 @@ class Topology:
     queues: tuple[Queue, ...]
 
     @classmethod
-    def of(cls, names: Names, actions: Iterable[str], queue_type: str, ledger: str | None = None) -> Self:
+    def of(
+        cls,
+        names: Names,
+        actions: Iterable[str],
+        queue_type: str,
+        ledger: str | None = None,
+        *,
+        watches_only: bool = False,
+    ) -> Self:
         """The topology for a prefix and the actions that a daemon serves.
 
         Args:
@@ -68,7 +76,14 @@ class Topology:
             actions: whose queues there must be.
             queue_type: quorum or classic.
             ledger: the daemon's, for the queue of its locks' answers; None: it runs no jobs.
+            watches_only: it only hears statuses and tells some: its user needs no right to anything else.
         """
+        heard = (
+            Exchange(names.status, "topic"),
+            Exchange(names.watched, "headers", source=names.status),
+        )
+        if watches_only:
+            return cls(exchanges=heard, queues=())
         kind = {"x-queue-type": queue_type}
         kept = kind | ({"x-delivery-limit": _NEVER} if queue_type == "quorum" else {})
         requests = kept | {"x-dead-letter-exchange": names.dead}
@@ -79,9 +94,8 @@ class Topology:
                 Exchange(names.dead, "fanout"),
                 Exchange(names.unroutable, "fanout"),
                 Exchange(names.jobs, "topic", {"alternate-exchange": names.unroutable}),
-                Exchange(names.status, "topic"),
                 Exchange(names.daemons, "fanout"),
-                Exchange(names.watched, "headers", source=names.status),
+                *heard,
             ),
             queues=(
                 Queue(names.dead_letters, kind, names.dead),
@@ -93,6 +107,11 @@ class Topology:
                 *(Queue(names.job_queue(action), requests, names.jobs, action) for action in actions),
             ),
         )
+
+
+def trial(names: Names) -> str:
+    """The exchange that `jef check` makes, publishes to and deletes."""
+    return f"{names.prefix}.check"
 
 
 def _own_queues(names: Names, ledger: str, arguments: Mapping[str, Any]) -> tuple[Queue, ...]:
