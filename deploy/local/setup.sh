@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Prepares this checkout: a Python, .venv with the locked packages, the project itself, a RabbitMQ.
 # Says what it does and how long it took; does nothing twice. Called by the Makefile.
-#   setup.sh [--tests]     with --tests: what the tests need besides (ffmpeg, spin, node, systemd, a C compiler)
+#   setup.sh [--tests]     with --tests: what the tests need besides (ffmpeg, spin, node, systemd, a C compiler,
+#                          Prometheus)
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -15,18 +16,34 @@ step() { # WHAT COMMAND...: run it, say what and how long
   say "$what: done in $((SECONDS - began)) s"
 }
 
-apt_install() {
+apt=()
+find_apt() { # and learn what there is
   local sudo=
   command -v apt-get >/dev/null || return 1
   if [ "$(id -u)" != 0 ]; then
     command -v sudo >/dev/null || return 1
     sudo=sudo
   fi
-  local apt=($sudo env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=300)
-  say "installing $* with apt"
+  [ ${#apt[@]} -eq 0 ] || return 0
+  apt=($sudo env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=300)
   # A failed update is no end: the packages may be known already.
   "${apt[@]}" update >/dev/null || true
+}
+
+apt_install() {
+  find_apt || return
+  say "installing $* with apt"
   "${apt[@]}" install -y --no-install-recommends "$@" >/dev/null
+}
+
+apt_unpack() { # PACKAGE FOLDER: only its files. Installed, the package of a daemon would start one of the system's.
+  local folder
+  find_apt || return
+  say "unpacking $1 from apt into $2"
+  folder=$(mktemp -d) &&
+    (cd "$folder" && apt-get -qq -o APT::Sandbox::User="$(id -un)" download "$1" >/dev/null) &&
+    rm -rf "$2.new" && mkdir -p "$2.new" && dpkg-deb -x "$folder"/*.deb "$2.new" &&
+    rm -rf "$2" && mv "$2.new" "$2" && rm -rf "$folder"
 }
 
 # --- a Python ----------------------------------------------------------------------------------------------
@@ -94,5 +111,9 @@ if [ "${1:-}" = --tests ]; then
   command -v cc >/dev/null || missing+=(gcc libc6-dev)
   if [ ${#missing[@]} -gt 0 ]; then
     apt_install "${missing[@]}" || fail "the tests need these programs, install them and run this again: ${missing[*]}"
+  fi
+  if ! command -v prometheus >/dev/null || ! command -v promtool >/dev/null; then
+    [ -x .jef/prometheus/usr/bin/promtool ] || apt_unpack prometheus .jef/prometheus ||
+      fail "the tests need Prometheus and its promtool on the path: install them and run this again"
   fi
 fi
