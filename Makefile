@@ -41,6 +41,7 @@ lock: setup ## Renew the lock files
 
 docs: setup ## Write the generated parts of the documentation anew
 	@$(PYTHON) docs/generate.py
+	@$(PYTHON) deploy/grafana/export.py
 
 bench: setup ## Measure against a plain handler, side by side
 	@$(PYTHON) benchmarks/throughput.py

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import typer.main
+import yaml
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
@@ -54,6 +55,7 @@ PAGES = tuple(
         "docs/wire-protocol.md",
         "docs/cli.md",
         "docs/metrics.md",
+        "docs/prometheus.md",
     )
 )
 _MARKED = re.compile(
@@ -405,6 +407,17 @@ def metrics(about: str) -> str:
     return told
 
 
+def alerts(about: str) -> str:
+    """Every alert of the rules, with the link to its paragraph."""
+    rules = yaml.safe_load((ROOT / "deploy/prometheus/rules/alerts.yml").read_text(encoding="utf-8"))
+    told = table("alert", "severity", "after", "what it says")
+    for alert in (rule for group in rules["groups"] for rule in group["rules"]):
+        name, link = alert["alert"], alert["annotations"]["runbook_url"].removeprefix("docs/")
+        said = re.sub(r"\{\{ \$labels\.(\w+) \}\}", r"*\1*", alert["annotations"]["summary"])
+        told += row(f"[{name}]({link})", alert["labels"]["severity"], alert.get("for", "at once"), said)
+    return told
+
+
 PARTS: Mapping[str, Callable[[str], str]] = {
     "settings-file": settings_file,
     "action-keys-file": action_keys_file,
@@ -417,6 +430,7 @@ PARTS: Mapping[str, Callable[[str], str]] = {
     "reserved": reserved,
     "commands": commands,
     "metrics": metrics,
+    "alerts": alerts,
 }
 """What can be generated, by the name in the mark."""
 

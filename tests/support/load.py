@@ -1,0 +1,112 @@
+"""A daemon under a load in which everything happens that a metric tells of."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import AsyncIterator
+
+import httpx
+
+from tests.support.amqp import Client
+from tests.support.http import client_of, free_port
+from tests.support.process import DaemonProcess
+
+ACTIONS = """
+[actions.watchful]
+executor = "tests.support.executors:Farm"
+update_timeout_s = 0.5
+timeout_grace_s = 600
+[actions.watchful.retry]
+attempts = 2
+first_s = 0.0
+[actions.locked]
+executor = "tests.support.executors:Locked"
+"""
+
+
+class Load:
+    """Sends jobs of all kinds, again and again.
+
+    Args:
+        client: submits them, and hears.
+        port: the daemon's, for updates.
+    """
+
+    def __init__(self, client: Client, port: int) -> None:
+        self._client = client
+        self._http = client_of(port)
+
+    async def run(self, pause_s: float = 0.5) -> None:
+        """Until cancelled: rounds, each begun so long after the one before, whatever became of that one."""
+        async with self._http, asyncio.TaskGroup() as rounds:
+            for number in itertools.count(1):
+                rounds.create_task(self._round(str(number)), name=f"round {number}")
+                await asyncio.sleep(pause_s)
+
+    async def _round(self, name: str) -> None:
+        submit = self._client.submit
+        for kind in ("a", "b", "c"):
+            await submit("quick", f"quick-{name}-{kind}")
+        await submit("quick", f"quick-{name}-a")  # a duplicate
+        await submit("slow", f"slow-{name}", {"seconds": 2.0, "steps": 4})
+        await submit("blocking", f"blocking-{name}", {"seconds": 0.3, "steps": 3})
+        await submit("misbehave", f"misbehave-{name}", {"how": "raise"})
+        await submit("broken", f"broken-{name}", {"how": "os-exit"})
+        for kind, mode in (("a", "EXCLUSIVE"), ("b", "EXCLUSIVE"), ("c", "SHARED")):
+            lock = {"resource": f"asset/{int(name) % 2}", "mode": mode}
+            await submit("locked", f"locked-{name}-{kind}", {"seconds": 0.4}, locks=[lock])
+        await self._client.publish("quick", b"no json")
+        await asyncio.gather(self._outside(f"farm-{name}"), self._late(f"watchful-{name}"))
+
+    async def _outside(self, name: str) -> None:
+        """Work outside as it should be, but for somebody who has no right to end it."""
+        token = await self._launch("farm", name)
+        await self._update(name, {"status": "RUNNING", "progress": 50, "token": token})
+        await self._update(name, {"status": "COMPLETED", "token": "another's"})
+        await self._update(name, {"status": "COMPLETED", "token": token})
+
+    async def _late(self, name: str) -> None:
+        """Fails; its next attempt is silent for too long, and completes all the same. With locks, for all of it."""
+        lock = {"resource": f"late/{int(name.rpartition('-')[2]) % 2}", "mode": "EXCLUSIVE"}
+        first = await self._launch("watchful", name, locks=[lock])
+        await self._update(name, {"status": "FAILED", "message": "for the first time", "token": first})
+        second = await self._token(name, 2)
+        await self._update(name, {"status": "COMPLETED", "token": first})  # fenced
+        await self._client.until(lambda: "TIMED_OUT" in self._client.statuses(name), 60)
+        await self._update(name, {"status": "COMPLETED", "token": second})
+
+    async def _launch(self, action: str, name: str, **more: object) -> str:
+        await self._client.submit(action, name, **more)
+        return await self._token(name, 1)
+
+    async def _token(self, name: str, attempt: int) -> str:
+        """An attempt's token, which the executor tells when it has launched the work."""
+
+        def launched() -> list[dict[str, object]]:
+            told = self._client.of(name)
+            return [each for each in told if each.get("externalId") and each["attempt"] == attempt]
+
+        await self._client.until(lambda: bool(launched()), 60)
+        return str(launched()[0]["message"])
+
+    async def _update(self, name: str, update: dict[str, object]) -> None:
+        with contextlib.suppress(httpx.TransportError):  # the daemon may be on its way down
+            await self._http.post(f"/executions/{name}/updates", json=update)
+
+
+@contextlib.asynccontextmanager
+async def under_load(daemon: DaemonProcess, *, slots: int = 16) -> AsyncIterator[int]:
+    """A daemon that has much to do; where its HTTP port is."""
+    port = free_port()
+    daemon.configure(ACTIONS, slots={"total": slots}, logging={"level": "info"})
+    daemon.start(JEF_HTTP_PORT=str(port))
+    async with Client(daemon.url, daemon.prefix) as client:
+        load = asyncio.create_task(Load(client, port).run(), name="load")
+        try:
+            yield port
+        finally:
+            load.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await load
