@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Self, cast
 
 from sqlalchemy import Engine, select
@@ -299,9 +299,9 @@ class SqlLedger:
         """Settle executions that were RUNNING when their daemon went; returns how many."""
         return await self._repeat(lambda transaction: lifetime.interrupt(transaction, may_run_again, why))
 
-    async def hand_back(self) -> int:
-        """Give every unstarted job back to RabbitMQ; returns how many."""
-        return await self._repeat(lifetime.hand_back)
+    async def hand_back(self, actions: Collection[str] | None = None) -> int:
+        """Give every unstarted job (of some actions; None: of all) back to RabbitMQ; returns how many."""
+        return await self._repeat(lambda transaction: lifetime.hand_back(transaction, actions))
 
     async def purge(self, before: float, step: int) -> int:
         """Delete what finished before an instant, in small steps; returns how many executions."""

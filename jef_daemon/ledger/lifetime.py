@@ -5,7 +5,7 @@ Each takes a `Transaction`, does a bounded piece of its work and says how much; 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from sqlalchemy import delete, select
 
@@ -41,15 +41,18 @@ def interrupt(transaction: Transaction, may_run_again: MayRunAgain, why: str, mo
     return len(moved)
 
 
-def hand_back(transaction: Transaction, most: int = _STEP) -> int:
-    """Give unstarted jobs back to RabbitMQ, in order. Returns how many; call until 0."""
-    found = transaction.connection.execute(
+def hand_back(transaction: Transaction, actions: Collection[str] | None = None, most: int = _STEP) -> int:
+    """Give unstarted jobs (of some actions; None: all) back to RabbitMQ, in order. Returns how many; call until 0."""
+    wanted = (
         select(*rows.COLUMNS, schema.requests.c.body)
         .join(schema.requests, schema.requests.c.execution_id == _EX.execution_id)
         .where(_EX.status.in_(_UNSTARTED), _EX.handed_back.is_(False))
         .order_by(_EX.priority.desc(), _EX.number)
         .limit(most)
-    ).all()
+    )
+    if actions is not None:
+        wanted = wanted.where(_EX.action.in_(list(actions)))
+    found = transaction.connection.execute(wanted).all()
     given = []
     for row in found:
         execution = rows.execution_of(row)

@@ -276,6 +276,14 @@ async def test_unstarted_jobs_are_handed_back_once_and_can_come_again(ledger: Sq
     assert len(await ledger.claim(capacity())) == 1
 
 
+async def test_jobs_of_some_actions_are_handed_back(ledger: SqlLedger) -> None:
+    """Those of others stay."""
+    other = Arrival(Execution("2", "b", token="t"), "{}")
+    await ledger.accept([arrival("1"), other, arrival("3")])
+    assert await ledger.hand_back({"a", "c"}) == 2
+    assert [job.execution.execution_id for job in await ledger.claim(capacity(2, a=2, b=2))] == ["2"]
+
+
 async def test_a_job_that_comes_again_goes_on_where_the_other_daemon_stopped(ledger: SqlLedger) -> None:
     """Taken, interrupted and handed back there: attempt, sequence and token are those it left with."""
     await ledger.accept([arrival("1")])
