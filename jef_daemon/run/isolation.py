@@ -83,6 +83,25 @@ class ProcessPool:
         for seat in await asyncio.gather(*(self._new_seat() for _ in range(self._warm))):
             self._idle.append(seat)
 
+    async def renew(self, most: int, warm: int, kill_grace_s: float, python_path: list[Path]) -> None:
+        """Have other limits, and new processes: executors are imported as they are now.
+
+        Those that run a job do so to its end, and take no other.
+        """
+        self._most, self._warm, self._kill_grace_s = most, min(warm, most), kill_grace_s
+        self._python_path = [str(path) for path in python_path]
+        for seat in self._all:
+            seat.is_stale = True
+        idle, self._idle = self._idle, []
+        for seat in idle:
+            self._all.discard(seat)
+            seat.kill()
+        # One that cannot be started now is started, or fails, with the job that needs it.
+        started = await asyncio.gather(*(self._new_seat() for _ in range(self._warm)), return_exceptions=True)
+        for warm_one in started:
+            if isinstance(warm_one, _Seat):
+                self._return_seat(warm_one)
+
     async def perform(
         self, spec: ActionSpec, job: JobInput, report: Report, save: Save | None = None
     ) -> Event | None:
@@ -137,7 +156,7 @@ class ProcessPool:
         return seat
 
     def _return_seat(self, seat: _Seat) -> None:
-        if seat.is_alive and len(self._idle) < self._most:
+        if seat.is_alive and not seat.is_stale and len(self._idle) < self._most:
             self._idle.append(seat)
         else:
             self._all.discard(seat)
@@ -166,6 +185,8 @@ class _Seat:
         self._pid = 0
         self._answer: asyncio.Future[Any] | None = None
         self.is_alive = True
+        self.is_stale = False
+        """Whether it holds code or settings of before a reload."""
 
     async def start(self) -> None:
         self._pid = await asyncio.wrap_future(self._pool.submit(os.getpid))

@@ -100,3 +100,43 @@ async def test_a_job_that_is_cancelled_before_its_process_is_there_leaves_none(t
 
 def _processes() -> int:
     return len(psutil.Process().children(recursive=True))
+
+
+async def test_renewed_processes_import_anew(tmp_path: Path) -> None:
+    """Idle ones are gone at once, one that works when it is done; what is started then sees the file as it is."""
+    pool = ProcessPool(2, 2, 1.0, [tmp_path, ROOT])
+    await pool.start()
+    text = f"""
+import pathlib, time
+from jef_daemon import ActionExecutor, ActionExecutorResponse
+class C(ActionExecutor):
+    def execute(self, context):
+        pathlib.Path({str(tmp_path)!r}, context.execution_id).touch()
+        while not pathlib.Path({str(tmp_path)!r}, "open").exists():
+            time.sleep(0.02)
+        return ActionExecutorResponse(result="old")
+"""
+    one = spec(tmp_path, "pooled_renewed", text)
+
+    async def perform(name: str) -> str:
+        job = JobInput(execution_id=name, action="c", configuration={}, scratch=str(tmp_path / "scratch"))
+        event = await pool.perform(one, job, lambda percent, message: None)
+        assert isinstance(event, Completed)
+        return event.result
+
+    try:
+        works = asyncio.create_task(perform("works"))
+        while not (tmp_path / "works").exists():
+            await asyncio.sleep(0.02)
+        [idle] = pool._idle
+        spec(tmp_path, "pooled_renewed", text.replace("old", "as it is now"))
+        await pool.renew(2, 1, 1.0, [tmp_path, ROOT])
+        [fresh] = pool._idle
+        assert fresh is not idle
+        assert not idle.is_alive
+        (tmp_path / "open").touch()
+        assert await works == "old"
+        assert pool._idle == [fresh], "the one that worked is not used again"
+        assert await perform("comes") == "as it is now"
+    finally:
+        await pool.close()
