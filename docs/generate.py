@@ -44,7 +44,7 @@ from jef_daemon.lock import messages as lock_messages  # noqa: E402
 from jef_daemon.metrics import DEFINITIONS  # noqa: E402
 from jef_daemon.names import Names  # noqa: E402
 from jef_daemon.rabbitmq.topology import Topology  # noqa: E402
-from jef_daemon.settings import Action, Settings  # noqa: E402
+from jef_daemon.settings import NEEDS_RESTART, Action, Settings  # noqa: E402
 
 PAGES = tuple(
     ROOT / name
@@ -141,6 +141,7 @@ def settings_file(about: str) -> str:
         for key, field, kind in keys_of(model):
             value, is_default = shown(key, field)
             unset = "" if is_default else " The value here is an example."
+            unset += _restart(name, key)
             told += f"\n{_prose(f'{field.description} ({kind}){unset}')}#{key} = {value}\n"
     return told
 
@@ -177,13 +178,17 @@ def _default(field: FieldInfo) -> str:
     return "unset" if default is None else json.dumps(default, ensure_ascii=False)
 
 
-def _setting_table(model: type[BaseModel], prefix: str) -> str:
+def _restart(section: str, key: str) -> str:
+    return " Needs a restart." if f"{section}.{key}".lstrip(".") in NEEDS_RESTART else ""
+
+
+def _setting_table(model: type[BaseModel], prefix: str, section: str = "actions") -> str:
     told = table("key", "meaning", "value", "default", "environment")
     for key, field, kind in keys_of(model):
         default = _default(field)
         default = default if default in {"unset", "as said"} else f"`{default}`"
         variable = f"`{prefix}{key.upper()}`"
-        told += row(f"`{key}`", field.description or "", kind, default, variable)
+        told += row(f"`{key}`", f"{field.description}{_restart(section, key)}", kind, default, variable)
     return told
 
 
@@ -192,7 +197,7 @@ def settings_page(about: str) -> str:
     told = ""
     for name, model in sections():
         title = f"`[{name}]`\n\n{_sentence(model)}" if name else "Top level"
-        told += f"### {title}\n\n{_setting_table(model, _variable(name))}\n"
+        told += f"### {title}\n\n{_setting_table(model, _variable(name), name)}\n"
     return told
 
 

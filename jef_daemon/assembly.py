@@ -11,8 +11,9 @@ from jef_daemon import __version__
 from jef_daemon.backlog import Backlog
 from jef_daemon.config import broker_url
 from jef_daemon.intake import Intake
-from jef_daemon.ledger import SqlLedger
+from jef_daemon.ledger import Policy, SqlLedger
 from jef_daemon.lock.client import LockClient
+from jef_daemon.lock.requests import Limits
 from jef_daemon.lock.service import LockService
 from jef_daemon.names import Names
 from jef_daemon.notify import Notifier
@@ -22,6 +23,7 @@ from jef_daemon.run.catalogue import Action, Catalogue
 from jef_daemon.run.isolation import ProcessPool
 from jef_daemon.run.outside import Outside
 from jef_daemon.run.worker import Worker
+from jef_daemon.settings import Bus as BusSettings
 from jef_daemon.settings import Settings
 from jef_daemon.updates import Updates
 from jef_daemon.watch import Watcher
@@ -34,8 +36,6 @@ if TYPE_CHECKING:
 class Parts:
     """What works in a daemon."""
 
-    actions: Mapping[str, Action]
-    """Those served."""
     pool: ProcessPool
     backlog: Backlog
     bus: RabbitBus
@@ -72,7 +72,7 @@ class Parts:
 def assemble(settings: Settings, ledger: SqlLedger, catalogue: Catalogue) -> Parts:
     """Make the parts and wire them."""
     names = Names(settings.prefix)
-    actions = catalogue.served if "worker" in settings.roles else {}
+    actions = catalogue.known if "worker" in settings.roles else {}
     changes: set[asyncio.Task[None]] = set()
 
     def switch(action: str, wanted: bool) -> None:
@@ -116,7 +116,6 @@ def assemble(settings: Settings, ledger: SqlLedger, catalogue: Catalogue) -> Par
 
         web = Web(settings, ledger, catalogue, bus, worker, updates)
     return Parts(
-        actions=actions,
         pool=pool,
         backlog=backlog,
         bus=bus,
@@ -147,18 +146,47 @@ def _follow(consequences: Consequences, worker: Worker, backlog: Backlog, outsid
 
 
 def _pool(settings: Settings, actions: Mapping[str, Action]) -> ProcessPool:
-    slots = settings.slots
-    warm = slots.warm_processes if any(action.is_blocking for action in actions.values()) else 0
+    slots, warm = settings.slots, warm_processes(settings, actions)
     return ProcessPool(slots.blocking_processes, warm, settings.jobs.kill_grace_s, settings.python_path)
 
 
-def _bus(settings: Settings, ledger: SqlLedger, catalogue: Catalogue, deliver: Any) -> RabbitBus:
+def warm_processes(settings: Settings, actions: Mapping[str, Action]) -> int:
+    """How many processes are started ahead."""
+    return settings.slots.warm_processes if any(action.is_blocking for action in actions.values()) else 0
+
+
+def bus_settings(settings: Settings) -> BusSettings:
+    """Flow control: nothing is fetched ahead that is not to be taken in."""
     prefetch = min(settings.bus.prefetch, settings.slots.backlog)
+    return settings.bus.model_copy(update={"prefetch": prefetch})
+
+
+def lock_limits(settings: Settings) -> Limits:
+    """What the lock service allows."""
+    locks = settings.locks
+    return Limits(
+        locks_per_request=locks.max_per_request,
+        name_length=locks.max_name_length,
+        waiters_per_resource=locks.max_waiters,
+        lease_max_s=locks.max_lease_s,
+        patience_s=locks.patience_s,
+    )
+
+
+def policies(catalogue: Catalogue) -> dict[str, Policy]:
+    """What the ledger is to know of each action; also of those whose last jobs are under way."""
+    return {
+        name: Policy(action.retry, action.cancellable, frozenset(action.hooks))
+        for name, action in catalogue.known.items()
+    }
+
+
+def _bus(settings: Settings, ledger: SqlLedger, catalogue: Catalogue, deliver: Any) -> RabbitBus:
     return RabbitBus(
         broker_url(settings),
         Names(settings.prefix),
         list(catalogue.all) if "worker" in settings.roles else [],
-        settings.bus.model_copy(update={"prefetch": prefetch}),
+        bus_settings(settings),
         deliver,
         f"jef_daemon {__version__}",
         ledger.identity,

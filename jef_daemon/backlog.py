@@ -33,6 +33,30 @@ class Backlog:
         for action in self._wanted:
             self._switch(action)
 
+    def change(self, limit: int, actions: Iterable[str], queued: Mapping[str, int]) -> None:
+        """Have another limit and other actions.
+
+        Args:
+            limit: most queued jobs of one action.
+            actions: those whose deliveries are switched; the deliveries of others end.
+            queued: what the ledger holds of those that are new.
+        """
+        self._limit, self._resume_at = limit, limit // 2
+        chosen = set(actions)
+        for action in self._wanted.keys() - chosen:
+            if self._wanted.pop(action):
+                self._on_change(action, False)
+            self.forget(action)
+        for action in chosen - self._wanted.keys():
+            self._wanted[action] = False
+            self._queued[action] = queued.get(action, 0)
+        for action in self._wanted:
+            self._switch(action)
+
+    def forget(self, action: str) -> None:
+        """All queued jobs of an action were handed back."""
+        self._queued.pop(action, None)
+
     def close(self) -> None:
         """Take nothing more in."""
         self._open = False

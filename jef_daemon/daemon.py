@@ -8,9 +8,9 @@ bus ── deliveries ──> intake ──> ledger <── worker ──> execu
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
@@ -18,14 +18,14 @@ from typing import Any, TypeVar
 import structlog
 
 from jef_daemon import __version__
-from jef_daemon.assembly import Parts, assemble
+from jef_daemon.assembly import Parts, assemble, lock_limits, policies
 from jef_daemon.errors import JefError, SettingsError
 from jef_daemon.intake import UNROUTABLE
-from jef_daemon.ledger import Policy, SqlLedger
-from jef_daemon.lock.requests import Limits
+from jef_daemon.ledger import SqlLedger
 from jef_daemon.names import Names
 from jef_daemon.ports import LockTimes
 from jef_daemon.rabbitmq import CONTROL, HANDED_ON, LOCK_REPLIES, LOCKS, UPDATES, WATCHED
+from jef_daemon.reload import Change, add_folders, carry_out, prepare
 from jef_daemon.run.catalogue import Catalogue
 from jef_daemon.run.guardian import Guardian
 from jef_daemon.run.probe import examine
@@ -36,6 +36,8 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_RETIRED_EVERY_S = 5.0
+"""How long a job of an action that was taken out stays here, should one come up."""
 _HASTE_S = 1.0
 """Patience with everything after a second signal."""
 
@@ -45,16 +47,21 @@ class Daemon:
 
     Args:
         settings: everything.
+        read_again: reads the settings anew, for a reload; None: they are what they are.
 
     Raises:
         JefError: from `run`, with a sentence and an exit code, where it cannot work.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, read_again: Callable[[], Settings] | None = None) -> None:
         self._settings = settings
+        self._read_again = read_again or (lambda: settings)
         self._supervision = Supervision()
         self._stop_asked = asyncio.Event()
         self._haste_asked = asyncio.Event()
+        self._reload_asked = asyncio.Event()
+        self._retired = asyncio.Event()
+        """Set when actions were taken out, whose waiting jobs are to be handed back."""
         self.ready = asyncio.Event()
         """Set once requests are consumed."""
 
@@ -64,13 +71,18 @@ class Daemon:
             self._haste_asked.set()
         self._stop_asked.set()
 
+    def reload(self) -> None:
+        """Ask it to read its configuration again and to go on with that."""
+        self._reload_asked.set()
+
     async def run(self) -> None:
         """Work until asked to stop."""
         make_folders(self._settings)
-        sys.path[:0] = [str(path) for path in self._settings.python_path if str(path) not in sys.path]
+        add_folders(self._settings.python_path)
         loop = asyncio.get_running_loop()
         for number in _SIGNALS:
             loop.add_signal_handler(number, self.stop)
+        loop.add_signal_handler(signal.SIGHUP, self.reload)
         ledger = open_ledger(self._settings)
         guardian = Guardian(self._settings.ledger)
         async with ledger:
@@ -117,10 +129,15 @@ class Daemon:
                         *parts.working(self._settings.roles),
                         ("purge", self._purge(ledger)),
                         ("supervision", self._supervise(parts, ledger)),
+                        ("hand back", self._hand_back_retired(parts, ledger, catalogue)),
                     )
                 ]
                 await self._begin(parts, queued)
+                reloading = roles.create_task(self._reload(parts, ledger, catalogue), name="reload")
+                await self._say_ready(parts, catalogue)
                 await self._stop_asked.wait()
+                reloading.cancel()
+                await asyncio.wait({reloading})  # it must not let in again what is being closed
                 self._supervision.stopping()
                 log.info("stopping", running=parts.worker.running)
                 await self._end(parts, ledger)
@@ -140,7 +157,7 @@ class Daemon:
             await parts.pool.close()
 
     async def _begin(self, parts: Parts, queued: Mapping[str, int]) -> None:
-        """Let deliveries come, and say so once they do."""
+        """Let deliveries come."""
         roles = self._settings.roles
         if "locks" in roles:
             await parts.bus.resume(LOCKS)
@@ -151,11 +168,54 @@ class Daemon:
             for source in (LOCK_REPLIES, UPDATES, CONTROL, HANDED_ON):
                 await parts.bus.resume(source)
             parts.backlog.open(queued)
+
+    async def _say_ready(self, parts: Parts, catalogue: Catalogue) -> None:
+        """Once they do come."""
+        roles = self._settings.roles
         if await self._unless_stopped(parts.bus.connected.wait()):
-            actions = sorted(parts.actions) if "worker" in roles else []
+            actions = sorted(catalogue.served) if "worker" in roles else []
             log.info("ready", version=__version__, roles=roles, actions=actions, prefix=self._settings.prefix)
             self.ready.set()
             self._supervision.ready()
+
+    async def _reload(self, parts: Parts, ledger: SqlLedger, catalogue: Catalogue) -> None:
+        """Reload whenever asked to. Whatever is wrong with the new configuration, the daemon goes on."""
+        while True:
+            await self._reload_asked.wait()
+            self._reload_asked.clear()
+            # Before it is ready, READY would say too much, and nobody waits for a reload.
+            if told := self.ready.is_set():
+                self._supervision.reloading()
+            try:
+                wanted = await asyncio.to_thread(self._read_again)
+                change = await prepare(self._settings, catalogue, wanted)
+                await carry_out(change, self._settings, catalogue, parts, ledger)
+            except (JefError, OSError) as error:  # OSError: nothing could be started to look at executors
+                log.error("reload_refused", problem=str(error), consequence="nothing has changed")
+            else:
+                _tell_change(change)
+                _tell_catalogue(catalogue)
+                if change.removed:
+                    self._retired.set()
+            if told:
+                self._supervision.ready()
+
+    async def _hand_back_retired(self, parts: Parts, ledger: SqlLedger, catalogue: Catalogue) -> None:
+        """Give the waiting jobs of actions that a reload took out to whoever serves them.
+
+        Not once: a delivery that was on its way comes later, and a failure may be retried.
+        """
+        await self._retired.wait()
+        while True:
+            retired = catalogue.retired
+            if retired and (executions := await ledger.hand_back(retired)):
+                log.info("handed_back", executions=executions, actions=sorted(retired))
+            for name in retired:
+                parts.backlog.forget(name)
+            self._retired.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_RETIRED_EVERY_S):
+                    await self._retired.wait()
 
     async def _supervise(self, parts: Parts, ledger: SqlLedger) -> None:
         waiting = 0
@@ -238,25 +298,11 @@ def open_ledger(settings: Settings) -> SqlLedger:
         Names(settings.prefix),
         tracebacks=settings.jobs.tell_tracebacks,
         lock_times=LockTimes(locks.lease_s, locks.start_within_s, locks.wait_lease_s),
-        lock_limits=Limits(
-            locks_per_request=locks.max_per_request,
-            name_length=locks.max_name_length,
-            waiters_per_resource=locks.max_waiters,
-            lease_max_s=locks.max_lease_s,
-            patience_s=locks.patience_s,
-        ),
+        lock_limits=lock_limits(settings),
         max_variables_bytes=settings.jobs.max_variables_bytes,
         remember_s=settings.jobs.remember_cancels_s,
         lost_locks_fail=locks.on_lost == "cancel",
     )
-
-
-def policies(catalogue: Catalogue) -> dict[str, Policy]:
-    """What the ledger is to know of each action."""
-    return {
-        name: Policy(action.retry, action.cancellable, frozenset(action.hooks))
-        for name, action in catalogue.served.items()
-    }
 
 
 def make_folders(settings: Settings) -> None:
@@ -289,6 +335,20 @@ def _tell_catalogue(catalogue: Catalogue) -> None:
             log.warning("action_scope", action=action.name, scope=action.scope, consequence=consequence)
 
 
+def _tell_change(change: Change) -> None:
+    log.info(
+        "reloaded",
+        keys=change.keys,
+        actions_added=change.added,
+        actions_removed=change.removed,
+        actions_changed=change.changed,
+    )
+    if change.restart:
+        log.warning(
+            "needs_restart", keys=change.restart, consequence="they stay as they were until a restart"
+        )
+
+
 def _first_of(group: BaseExceptionGroup[JefError]) -> JefError:
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup):
@@ -298,14 +358,14 @@ def _first_of(group: BaseExceptionGroup[JefError]) -> JefError:
     return error
 
 
-def run(settings: Settings) -> None:
-    """Run a daemon in an event loop of its own, until SIGTERM or SIGINT."""
+def run(settings: Settings, read_again: Callable[[], Settings] | None = None) -> None:
+    """Run a daemon in an event loop of its own, until SIGTERM or SIGINT; SIGHUP reloads."""
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_run(settings))
+        runner.run(_run(settings, read_again))
 
 
-async def _run(settings: Settings) -> None:
-    await Daemon(settings).run()
+async def _run(settings: Settings, read_again: Callable[[], Settings] | None) -> None:
+    await Daemon(settings, read_again).run()
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -57,6 +57,7 @@ class Web:
             token=http_token(settings),
             max_body_bytes=settings.bus.max_body_bytes,
         )
+        self._doors = doors
         self._port = HttpPort(application(doors), settings.http_host, settings.http_port)
         ledger.on_commit(self.metrics.committed)
 
@@ -65,6 +66,11 @@ class Web:
         async with asyncio.TaskGroup() as parts:
             parts.create_task(self._port.run(), name="http port")
             parts.create_task(self.metrics.run(), name="event loop lag")
+
+    def changed(self, catalogue: Catalogue, max_body_bytes: int) -> None:
+        """Count other actions, take longer or shorter messages."""
+        self.metrics.know(catalogue.all)
+        self._doors.max_body_bytes = max_body_bytes
 
     def stopping(self) -> None:
         """Say that it is not ready any more; everything else goes on being answered."""

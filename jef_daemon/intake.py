@@ -63,7 +63,7 @@ class Intake:
     Args:
         ledger: where they are recorded.
         bus: where they are acknowledged.
-        actions: those served, by name.
+        actions: those served, and those that were before a reload, by name.
         max_body_bytes: longest request.
         on_recorded: called as soon as a batch is on its way into the ledger, so that free slots can claim
             from it within the same transaction.
@@ -82,7 +82,8 @@ class Intake:
         self._ledger = ledger
         self._bus = bus
         self._actions = actions
-        self._max_body_bytes = max_body_bytes
+        self.max_body_bytes = max_body_bytes
+        """Longest request."""
         self._on_recorded = on_recorded
         self._on_arrived = on_arrived
         self._inbox = Inbox(self._take, _AT_ONCE)
@@ -116,7 +117,7 @@ class Intake:
 
     def _read(self, delivery: Delivery) -> Arrival | Refusal:
         try:
-            request = decode_request(delivery.body, self._max_body_bytes)
+            request = decode_request(delivery.body, self.max_body_bytes)
             action = self._action(delivery, request)
         except RequestRefused as error:
             return Refusal(error, delivery, delivery.routing_key or delivery.source)
@@ -127,7 +128,7 @@ class Intake:
         # What could not be routed when it was published may be served by now.
         name = delivery.routing_key if delivery.source == UNROUTABLE else delivery.source
         action = self._actions.get(name)
-        if action is None:
+        if action is None or (action.is_retired and delivery.source == UNROUTABLE):
             detail = f"no queue is bound for the action {name!r}: no daemon has served it yet"
             raise RequestRefused("unroutable", detail, request.execution_id)
         if action.scope == "OBSOLETE":

@@ -211,6 +211,10 @@ class Metrics:
         if move.late:
             self._of("jef_jobs_late_total", action).inc()
 
+    def know(self, actions: Collection[str]) -> None:
+        """Have more actions as labels. Those that were known stay: their series go on."""
+        self._actions |= frozenset(actions)
+
     def label(self, name: str) -> str:
         """An action's name as a label."""
         return name if name in self._actions else _OTHER

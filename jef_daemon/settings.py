@@ -342,6 +342,11 @@ class Settings(_Section):
     logging: Logging = Field(default_factory=Logging)
     actions: dict[str, Action] = Field(default_factory=dict)
 
+    def become(self, new: Settings) -> None:
+        """Have another's values: whoever holds these settings reads them from now on."""
+        for name in type(self).model_fields:
+            setattr(self, name, getattr(new, name))
+
     @property
     def ledger(self) -> str:
         """The ledger's URL, the default filled in."""
@@ -356,3 +361,12 @@ class Settings(_Section):
     def default_root(self) -> Path:
         """The folder that `checksum` and `copy` may touch where no `roots` are set."""
         return self.data_dir / "files"
+
+
+NEEDS_RESTART = (
+    *("amqp_url", "amqp_url_file", "amqp_password_file", "ledger_url", "prefix", "data_dir", "roles"),
+    *("http_host", "http_port", "http_token_file"),
+    *("bus.queue_type", "bus.prefetch", "bus.publish_window", "bus.heartbeat_s"),
+    *("locks.lease_s", "locks.start_within_s", "locks.wait_lease_s"),
+)
+"""Keys that a reload leaves as they are: the daemon, or what it has promised to others, is built on them."""

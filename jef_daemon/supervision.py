@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import time
 from collections.abc import Awaitable, Callable, Mapping
 
 import structlog
@@ -52,6 +53,11 @@ class Supervision:
     def ready(self) -> None:
         """Requests are consumed."""
         self._notify("READY=1")
+
+    def reloading(self) -> None:
+        """SIGHUP came; `ready` follows, whatever comes of it."""
+        # Of the same clock as systemd's own: it drops the READY of an earlier reload by that.
+        self._notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def stopping(self) -> None:
         """SIGTERM came."""

@@ -101,7 +101,8 @@ class Updates:
         self._bus = bus
         self._names = names
         self._identity = identity
-        self._max_body_bytes = max_body_bytes
+        self.max_body_bytes = max_body_bytes
+        """Longest message."""
         self._follow = follow
         self.taken = 0
         """Updates that counted, since the start."""
@@ -167,7 +168,7 @@ class Updates:
         ours: list[Reported] = []
         for delivery in batch:
             try:
-                update = decode_update(delivery.body, self._max_body_bytes)
+                update = decode_update(delivery.body, self.max_body_bytes)
             except RequestRefused as error:
                 await self._refuse(delivery, error, "updates")
                 continue
@@ -207,7 +208,7 @@ class Updates:
         controls: list[tuple[Control, Delivery]] = []
         for delivery in batch:
             try:
-                controls.append((decode_control(delivery.body, self._max_body_bytes), delivery))
+                controls.append((decode_control(delivery.body, self.max_body_bytes), delivery))
             except RequestRefused as error:
                 await self._refuse(delivery, error, "control")
         if controls:

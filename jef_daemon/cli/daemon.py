@@ -27,7 +27,7 @@ Role = Annotated[
 
 @app.command(rich_help_panel="The daemon")
 def run(config: Config = None, settings: Overrides = None, role: Role = None) -> None:
-    """Run the daemon, until SIGTERM or Ctrl-C; again makes haste.
+    """Run the daemon, until SIGTERM or Ctrl-C; again makes haste. SIGHUP reloads the configuration.
 
     Examples:
       jef run
@@ -46,7 +46,7 @@ def run(config: Config = None, settings: Overrides = None, role: Role = None) ->
         common.overrides["roles"] = role
     loaded = common.settings()
     configure(loaded.logging)
-    run_daemon(loaded)
+    run_daemon(loaded, common.settings)
 
 
 @app.command(rich_help_panel="The daemon")

@@ -239,8 +239,20 @@ class SqlLedger:
 
     def govern(self, policies: Mapping[str, Policy]) -> None:
         """Say what each action's operator and author allow; before anything is accepted."""
-        self._terms = dataclasses.replace(self._terms, policies=policies)
-        self._running.terms = self._terms
+        self._change(policies=policies)
+
+    def limit(
+        self,
+        *,
+        tracebacks: bool,
+        lost_locks_fail: bool,
+        lock_limits: Limits,
+        max_variables_bytes: int,
+        remember_s: float,
+    ) -> None:
+        """Have other limits and manners from the next transaction on; see the constructor."""
+        self._max_variables, self._remember_s = max_variables_bytes, remember_s
+        self._change(tracebacks=tracebacks, lost_locks_fail=lost_locks_fail, lock_limits=lock_limits)
 
     # --- async executors ---------------------------------------------------------------------------------
 
@@ -309,6 +321,11 @@ class SqlLedger:
         return await self._repeat(lambda transaction: lifetime.purge(transaction, before, step))
 
     # --- inside ------------------------------------------------------------------------------------------
+
+    def _change(self, **terms: Any) -> None:
+        # Replaced as a whole: the writer's thread reads them once for each transaction.
+        self._terms = dataclasses.replace(self._terms, **terms)
+        self._running.terms = self._terms
 
     async def _repeat(self, step: Callable[[Transaction], int]) -> int:
         total = 0

@@ -98,10 +98,14 @@ class LockService:
         self._ledger = ledger
         self._bus = bus
         self._listeners = listeners
-        self._max_body_bytes = max_body_bytes
-        self._grace_s = takeover_grace_s
-        self._tell_every_s = tell_places_every_s
-        self._tell_to = tell_places_to
+        self.max_body_bytes = max_body_bytes
+        """Longest request."""
+        self.takeover_grace_s = takeover_grace_s
+        """No lease ends so soon after the service came back."""
+        self.tell_places_every_s = tell_places_every_s
+        """How often places are told."""
+        self.tell_places_to = tell_places_to
+        """How many of each queue hear theirs."""
         self._clock = clock or SystemClock()
         self._inbox = Inbox(self._take, _AT_ONCE)
         self._session = 0
@@ -142,7 +146,7 @@ class LockService:
         await self._bus.acknowledge(batch)
 
     def _read(self, delivery: Delivery) -> Request:
-        return wire.decode(delivery.body, self._max_body_bytes, delivery.reply_to, delivery.correlation_id)
+        return wire.decode(delivery.body, self.max_body_bytes, delivery.reply_to, delivery.correlation_id)
 
     async def _decide(self, requests: Sequence[tuple[Delivery, Request]]) -> None:
         deciding = self._ledger.deciding([request for _, request in requests])
@@ -197,7 +201,7 @@ class LockService:
         if was_set:
             log.warning("clock_set", by_s=round(skew - self._skew, 1), consequence="leases are prolonged")
         self._session, self._skew = session, skew
-        await self._ledger.take_over_locks(self._grace_s)
+        await self._ledger.take_over_locks(self.takeover_grace_s)
 
     async def _end_leases(self) -> None:
         while True:
@@ -208,7 +212,7 @@ class LockService:
 
     async def _tell_places(self) -> None:
         while True:
-            await asyncio.sleep(self._tell_every_s)
+            await asyncio.sleep(self.tell_places_every_s)
             touched, self._touched = self._touched, set()
-            if touched and self._tell_to:
-                await self._ledger.tell_places(sorted(touched), self._listeners, self._tell_to)
+            if touched and self.tell_places_to:
+                await self._ledger.tell_places(sorted(touched), self._listeners, self.tell_places_to)

@@ -63,7 +63,8 @@ class RabbitBus:
         self._ledger = ledger
         self._url = url
         self._where = masked(url)
-        self._topology = Topology.of(names, actions, settings.queue_type, ledger, watches_only=watches_only)
+        self._watches_only = watches_only
+        self._topology = self._needed(actions, settings)
         self._queues = queues_of(names, actions, ledger)
         self._settings = settings
         self._on_delivery = on_delivery
@@ -207,6 +208,30 @@ class RabbitBus:
         self._wanted.add(source)
         await self._change(source)
 
+    async def serve(self, actions: Sequence[str], settings: BusSettings) -> None:
+        """Have other actions: their queues are declared, now where the broker is there, else when it is again.
+
+        Args:
+            actions: as in the constructor. Those that are consumed stay so until `pause`.
+            settings: flow control, from the next session on.
+
+        Raises:
+            BrokerError: it refuses a queue. Nothing has changed then.
+        """
+        topology = self._needed(actions, settings)
+        session = self._session if topology != self._topology else None
+        if session is not None and not session.is_broken and self._connected.is_set():
+            try:
+                async with asyncio.timeout(_SET_UP_S):
+                    await session.declare(topology)
+            except Exception as error:  # noqa: BLE001  refused, or the session is breaking: the next one declares it
+                if (refusal := meaning(error, self._where)) is not None:
+                    raise refusal from None
+                log.debug("declaration_lost", reason=reason(error))
+        self._topology, self._settings = topology, settings
+        # Those of actions that are gone stay: they may be consumed still.
+        self._queues |= queues_of(self._names, actions, self._ledger)
+
     async def stop(self) -> None:
         """End the session in good order; `run` returns then."""
         self._stopping = True
@@ -224,6 +249,11 @@ class RabbitBus:
         """Let no more deliveries come, from any source."""
         for source in list(self._wanted):
             await self.pause(source)
+
+    def _needed(self, actions: Sequence[str], settings: BusSettings) -> Topology:
+        return Topology.of(
+            self._names, actions, settings.queue_type, self._ledger, watches_only=self._watches_only
+        )
 
     async def _change(self, source: str) -> None:
         async with self._changing:

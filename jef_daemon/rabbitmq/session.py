@@ -78,6 +78,11 @@ class Session:
 
     async def set_up(self, topology: Topology) -> None:
         """Declare the topology, open the channels."""
+        await self.declare(topology)
+        self._publisher = Publisher(await self._open_channel(confirms=True), self._settings.publish_window)
+
+    async def declare(self, topology: Topology) -> None:
+        """Declare it, on a channel of its own: one that the broker refuses takes nothing else along."""
         declaring = await self._connection.channel()
         for exchange in topology.exchanges:
             declared_exchange = await declaring.declare_exchange(
@@ -92,7 +97,6 @@ class Session:
             if queue.exchange is not None:
                 await declared.bind(queue.exchange, queue.routing_key)
         await declaring.close()
-        self._publisher = Publisher(await self._open_channel(confirms=True), self._settings.publish_window)
 
     async def _open_channel(self, *, confirms: bool) -> aiormq.Channel:
         channel = await self._connection.channel(publisher_confirms=confirms)

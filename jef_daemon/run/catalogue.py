@@ -10,10 +10,12 @@ import functools
 import importlib
 import inspect
 import json
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
+from types import ModuleType
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -66,6 +68,8 @@ class Action:
     description: str = ""
     problem: str = ""
     """Why it is not served; empty: it is."""
+    is_retired: bool = False
+    """A reload took it out: nothing of it is started any more, what is under way goes on with this."""
 
     @property
     def name(self) -> str:
@@ -74,15 +78,32 @@ class Action:
 
 
 class Catalogue:
-    """All actions, served or not."""
+    """All actions, served or not. A reload changes it; whoever holds one of its mappings sees the change.
+
+    Args:
+        actions: by name.
+    """
 
     def __init__(self, actions: Mapping[str, Action]) -> None:
         self.all = dict(actions)
+        self.served = {name: action for name, action in actions.items() if not action.problem}
+        """Those whose executor works."""
+        self.known = dict(self.served)
+        """Those, and those that were served before a reload took them out. None ever leaves."""
 
     @property
-    def served(self) -> dict[str, Action]:
-        """Those whose executor works."""
-        return {name: action for name, action in self.all.items() if not action.problem}
+    def retired(self) -> frozenset[str]:
+        """Those that were served once and are not any more."""
+        return frozenset(self.known.keys() - self.served.keys())
+
+    def become(self, new: Catalogue) -> None:
+        """Be as another one from now on."""
+        for name in self.served.keys() - new.served.keys():
+            self.known[name].is_retired = True
+        self.known.update(new.served)
+        for ours, theirs in ((self.all, new.all), (self.served, new.served)):
+            ours.clear()
+            ours.update(theirs)
 
 
 def specs(settings: Settings) -> dict[str, ActionSpec]:
@@ -131,6 +152,7 @@ def load(spec: ActionSpec) -> ActionExecutor:
         raise ExecutorNotLoaded(f'{where}: set executor = "module:Class" or command = [...]')
     try:
         found = importlib.import_module(module_name)
+        _imported.setdefault(module_name, _written_at(found))
     except ModuleNotFoundError as error:
         looked = ", ".join(sys.path[:3])
         raise ExecutorNotLoaded(
@@ -148,6 +170,25 @@ def load(spec: ActionSpec) -> ActionExecutor:
     if not (inspect.isclass(found) and issubclass(found, ActionExecutor)):
         raise ExecutorNotLoaded(f"{where}: {spec.executor} is no ActionExecutor and no function with @action")
     return _make(found, spec, where)
+
+
+_imported: dict[str, int | None] = {}
+"""When the file of each module was written that executors of this process were imported from."""
+
+
+def is_outdated(spec: ActionSpec) -> bool:
+    """Whether this process runs an executor whose file was written anew since it was imported."""
+    module_name = spec.executor.partition(":")[0]
+    module = sys.modules.get(module_name)
+    return module_name in _imported and module is not None and _written_at(module) != _imported[module_name]
+
+
+def _written_at(module: ModuleType) -> int | None:
+    """In nanoseconds; None: it has no file."""
+    try:
+        return os.stat(module.__file__ or "").st_mtime_ns  # noqa: PTH116 - a module may have no file, a Path is one
+    except OSError:
+        return None
 
 
 def _make(kind: type[ActionExecutor], spec: ActionSpec, where: str) -> ActionExecutor:

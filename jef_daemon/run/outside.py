@@ -65,7 +65,7 @@ class Outside:
 
     Args:
         ledger: what is due, and what came of it.
-        actions: those served.
+        actions: those served, and those that were before a reload.
         pool: where blocking methods run.
         make_input: what an executor is given.
         follow: does here what follows.
@@ -94,8 +94,7 @@ class Outside:
 
     async def run(self) -> None:
         """Call until cancelled."""
-        if not any(action.hooks for action in self._actions.values()):
-            return
+        await self._has_hooks()
         async with asyncio.TaskGroup() as calls:
             while True:
                 room = _AT_ONCE - len(self._under_way)
@@ -112,6 +111,12 @@ class Outside:
                         await self._wake.wait()
                 except TimeoutError:
                     continue
+
+    async def _has_hooks(self) -> None:
+        """Wait until some action has anything to call; a reload may bring one, and wakes us."""
+        while not any(action.hooks for action in self._actions.values()):
+            self._wake.clear()
+            await self._wake.wait()
 
     def _leave(self, key: _Key, _: asyncio.Task[None]) -> None:
         self._under_way.discard(key)

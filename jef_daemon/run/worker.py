@@ -101,12 +101,11 @@ class Worker:
         self._early: list[Stop] = []
         """Stops that came while the claim of their attempt was on its way to us."""
         self._ledger = ledger
-        self._actions = catalogue.served
+        self._actions = catalogue.known
         self._pool = pool
         self._settings = settings
         self._on_claimed = on_claimed
         self._scratch_root = str(settings.scratch_dir.absolute())
-        self._blocking = frozenset(name for name, action in self._actions.items() if action.is_blocking)
         self._running: dict[asyncio.Task[None], Execution] = {}
         self._by_action: Counter[str] = Counter()
         self._claiming: asyncio.Future[list[Claimed]] | None = None
@@ -192,10 +191,12 @@ class Worker:
         places = {
             name: min(total, action.concurrency - self._by_action[name] if action.concurrency else total)
             for name, action in self._actions.items()
+            if not action.is_retired
         }
-        busy = sum(self._by_action[name] for name in self._blocking)
+        blocking = frozenset(name for name, action in self._actions.items() if action.is_blocking)
+        busy = sum(self._by_action[name] for name in blocking)
         free = {name: count for name, count in places.items() if count > 0}
-        return Capacity(total, free, slots.blocking_processes - busy, self._blocking)
+        return Capacity(total, free, slots.blocking_processes - busy, blocking)
 
     def _start_claimed(self, claiming: asyncio.Future[list[Claimed]]) -> None:
         self._claiming = None

@@ -54,7 +54,7 @@ class Takes(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass
 class Doors:
     """What the HTTP port sees of the daemon."""
 
@@ -68,6 +68,7 @@ class Doors:
     token: str | None
     """The operators'; None: there are none."""
     max_body_bytes: int
+    """Longest message; may change."""
 
 
 def application(doors: Doors) -> Starlette:

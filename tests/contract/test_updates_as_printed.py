@@ -148,7 +148,7 @@ async def test_the_reasons_of_refusals(
 ) -> None:
     """Each of the page's table, and the history has it."""
     desk = desks[0]
-    desk.updates._max_body_bytes = 10**6
+    desk.updates.max_body_bytes = 10**6
     own = {name: f"{IDENTITY}.{token}" for name, token in TOKENS.items()}
     await desk.ask("Update", {"executionId": "624", "token": own["624"], "status": "COMPLETED"})
     await desk.ask("Update", {"executionId": "625", "token": own["625"], "status": "CANCELLED"})
