@@ -135,7 +135,7 @@ class SqlLedger:
 
     async def standing(self) -> standing.Standing:
         """How much stands where, without disturbing writes."""
-        return await asyncio.to_thread(standing.read, self._open_looking)
+        return await asyncio.to_thread(standing.read, self._open_looking, self._clock.now())
 
     @property
     def identity(self) -> str:

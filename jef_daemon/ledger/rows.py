@@ -130,8 +130,8 @@ def outgoing_of(row: Any) -> Outgoing:
     )
 
 
-def outbox_row(message: Outgoing) -> Row:
-    """The row of a message."""
+def outbox_row(message: Outgoing, at: float) -> Row:
+    """The row of a message that is put in at an instant."""
     return {
         "id": message.id,
         "exchange": message.exchange,
@@ -140,6 +140,7 @@ def outbox_row(message: Outgoing) -> Row:
         "headers": json.dumps(message.headers) if message.headers else None,
         "correlation_id": message.correlation_id,
         "reply_to": message.reply_to,
+        "at": at,
     }
 
 

@@ -29,7 +29,7 @@ from sqlalchemy.types import TypeEngine
 
 from jef_daemon.lifecycle import Execution
 
-HEAD = "0004"
+HEAD = "0005"
 """The newest migration. A ledger at this version needs no migration tool to be opened."""
 
 metadata = MetaData()
@@ -135,6 +135,7 @@ outbox = Table(
     Column("headers", Text, comment="JSON"),
     Column("correlation_id", Text),
     Column("reply_to", Text),
+    Column("at", Double, comment="when it was put in; NULL: by a version that did not say"),
 )
 
 tombstones = Table(

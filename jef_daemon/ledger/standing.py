@@ -12,6 +12,10 @@ from jef_daemon.lifecycle import SETTLED, Status
 
 _EX, _GRANTS = schema.executions.c, schema.lock_grants.c
 _OPEN = [status.value for status in Status if status not in SETTLED and status is not Status.FAILED]
+_OLDEST = select(schema.outbox.c.at).where(
+    schema.outbox.c.id == select(func.min(schema.outbox.c.id)).scalar_subquery()
+)
+"""Messages are confirmed in any order and numbered in the order of time: a look at the first, however many wait."""
 _JOBS = (
     select(_EX.action, _EX.status, func.count())
     .where(_EX.status.in_(_OPEN), _EX.handed_back.is_(False), _EX.fenced.is_(False))
@@ -27,18 +31,26 @@ class Standing:
     """Executions that are not over, by action and status."""
     outbox: int
     """Messages that no broker has confirmed yet."""
+    outbox_age_s: float
+    """Seconds since the first of them was put in; 0 where there is none."""
     locks_held: Mapping[str, int]
     """Grants of the lock service that is kept here, by mode."""
     lock_waiters: int
     """Requests that wait there."""
 
 
-def read(engine: Engine) -> Standing:
-    """Count."""
+def read(engine: Engine, now: float) -> Standing:
+    """Count.
+
+    Args:
+        engine: for looking.
+        now: UTC seconds since the epoch.
+    """
     with engine.connect() as connection:
         return Standing(
             jobs={(row[0], row[1]): row[2] for row in connection.execute(_JOBS)},
             outbox=connection.scalar(select(func.count()).select_from(schema.outbox)) or 0,
+            outbox_age_s=max(0.0, now - (connection.scalar(_OLDEST) or now)),
             locks_held={
                 row[0]: row[1]
                 for row in connection.execute(select(_GRANTS.mode, func.count()).group_by(_GRANTS.mode))

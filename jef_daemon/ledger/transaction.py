@@ -225,7 +225,9 @@ class Transaction:
             stored = [{"execution_id": key, "notification": body} for key, body in self._outcomes.items()]
             self.connection.execute(_INSERT_OUTCOME, stored)
         if self.outbox:
-            self.driver.change(_INSERT_OUTBOX, *(rows.outbox_row(message) for message in self.outbox))
+            self.driver.change(
+                _INSERT_OUTBOX, *(rows.outbox_row(message, self.now) for message in self.outbox)
+            )
 
     # --- shared ------------------------------------------------------------------------------------------
 

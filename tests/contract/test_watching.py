@@ -461,7 +461,8 @@ async def test_clocks_of_an_older_ledger_run_after_the_upgrade(url: str, clock: 
     engine = create_engine(url)
     with engine.begin() as connection:
         connection.execute(text("DROP INDEX executions_by_due_time"))
-        for table, column in (("executions", "due_at"), ("calls", "attempt"), ("calls", "external_id")):
+        added = ("executions", "due_at"), ("calls", "attempt"), ("calls", "external_id"), ("outbox", "at")
+        for table, column in added:
             connection.execute(text(f"ALTER TABLE {table} DROP COLUMN {column}"))
         connection.execute(text("UPDATE alembic_version SET version_num = '0003'"))
     engine.dispose()
