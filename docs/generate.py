@@ -41,7 +41,7 @@ from jef_daemon.actions.roots import RootsSettings  # noqa: E402
 from jef_daemon.cli.app import app  # noqa: E402
 from jef_daemon.lifecycle import TABLE, Event, Place  # noqa: E402
 from jef_daemon.lock import messages as lock_messages  # noqa: E402
-from jef_daemon.metrics import DEFINITIONS  # noqa: E402
+from jef_daemon.metrics import FAMILIES  # noqa: E402
 from jef_daemon.names import Names  # noqa: E402
 from jef_daemon.rabbitmq.topology import Topology  # noqa: E402
 from jef_daemon.settings import NEEDS_RESTART, Action, Settings  # noqa: E402
@@ -404,12 +404,16 @@ def _meaning(one: Any) -> str:
 
 
 def metrics(about: str) -> str:
-    """Every metric."""
-    told = table("name", "kind", "labels", "meaning")
-    for one in DEFINITIONS:
-        labels = ", ".join(f"`{label}`" for label in one.labels)
-        told += row(f"`{one.name}`", one.kind, labels, one.meaning)
-    return told
+    """Every metric, by family."""
+    told = ""
+    for heading, family in FAMILIES.items():
+        told += f"### {heading}\n\n" + table("name", "kind", "labels", "meaning")
+        for one in family:
+            labels = ", ".join(f"`{label}`" for label in one.labels)
+            values = f": {', '.join(one.values)}" if one.values else ""
+            told += row(f"`{one.name}`", one.kind, labels + values, one.meaning)
+        told += "\n"
+    return told.rstrip("\n") + "\n"
 
 
 def alerts(about: str) -> str:

@@ -100,6 +100,7 @@ def assemble(settings: Settings, ledger: SqlLedger, catalogue: Catalogue) -> Par
     outside = Outside(ledger, actions, pool, worker.input, follow)
     updates = Updates(ledger, bus, names, ledger.identity, settings.bus.max_body_bytes, follow)
     watcher = Watcher(ledger, bus, follow)
+    notifier = Notifier(ledger, bus)
     lock_service = _lock_service(settings, ledger, bus, names)
     intake = Intake(ledger, bus, actions, settings.bus.max_body_bytes, worker.wake, backlog.arrived)
     receivers = {
@@ -112,16 +113,27 @@ def assemble(settings: Settings, ledger: SqlLedger, catalogue: Catalogue) -> Par
     }
     web = None
     if settings.http_port:
-        from jef_daemon.http_port import Web  # its libraries take time and memory: only for those who want it
+        # Its libraries take time and memory: only for those who want it.
+        from jef_daemon.http_port import Seen, Web
 
-        web = Web(settings, ledger, catalogue, bus, worker, updates)
+        seen = Seen(
+            ledger=ledger,
+            catalogue=catalogue,
+            bus=bus,
+            worker=worker,
+            updates=updates,
+            watcher=watcher,
+            notifier=notifier,
+            pool=pool,
+        )
+        web = Web(settings, seen)
     return Parts(
         pool=pool,
         backlog=backlog,
         bus=bus,
         intake=intake,
         worker=worker,
-        notifier=Notifier(ledger, bus),
+        notifier=notifier,
         lock_client=lock_client,
         lock_service=lock_service,
         updates=updates,

@@ -4,20 +4,41 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from jef_daemon.config import http_token
 from jef_daemon.errors import NotFound
-from jef_daemon.ledger import Reader, SqlLedger
+from jef_daemon.ledger import Reader, SqlLedger, Standing
 from jef_daemon.metrics import Metrics, Values, build
+from jef_daemon.notify import Notifier
 from jef_daemon.rabbitmq import RabbitBus
 from jef_daemon.run.catalogue import Catalogue
+from jef_daemon.run.isolation import ProcessPool
 from jef_daemon.run.worker import Worker
 from jef_daemon.settings import Settings
 from jef_daemon.updates import Updates
+from jef_daemon.watch import BEHIND_S, Watcher
 from jef_daemon.web.app import Doors, application
-from jef_daemon.web.health import Ask, Word
+from jef_daemon.web.health import Ask, Word, ask_all
 from jef_daemon.web.server import HttpPort
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """The parts of a daemon that the HTTP port sees."""
+
+    ledger: SqlLedger
+    """Read, and asked whether it works."""
+    catalogue: Catalogue
+    """Actions that may be labels."""
+    bus: RabbitBus
+    worker: Worker
+    updates: Updates
+    """Takes updates and commands."""
+    watcher: Watcher
+    notifier: Notifier
+    pool: ProcessPool
 
 
 class Web:
@@ -25,41 +46,32 @@ class Web:
 
     Args:
         settings: where it listens, who may do what.
-        ledger: read, and asked whether it works.
-        catalogue: actions that may be labels.
-        bus: asked whether it works.
-        worker: its slots.
-        updates: takes updates and commands.
+        seen: what it shows.
 
     Raises:
         SettingsError: it cannot listen there, or the token cannot be read.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        ledger: SqlLedger,
-        catalogue: Catalogue,
-        bus: RabbitBus,
-        worker: Worker,
-        updates: Updates,
-    ) -> None:
-        self._settings, self._ledger, self._bus = settings, ledger, bus
-        self._worker, self._updates = worker, updates
+    def __init__(self, settings: Settings, seen: Seen) -> None:
+        self._settings, self._seen = settings, seen
+        self._ledger, self._bus = seen.ledger, seen.bus
         self._reader: Reader | None = None
         self._stopping = False
-        self.metrics = Metrics(catalogue.all, self._read)
+        self.metrics = Metrics(seen.catalogue.all, self._read)
+        self._parts = self._askable()
         doors = Doors(
-            updates=updates,
+            updates=seen.updates,
             show=self._show,
-            parts=self._parts(),
+            parts=self._parts,
             exposition=self.metrics.exposition,
             token=http_token(settings),
             max_body_bytes=settings.bus.max_body_bytes,
         )
         self._doors = doors
         self._port = HttpPort(application(doors), settings.http_host, settings.http_port)
-        ledger.on_commit(self.metrics.committed)
+        seen.ledger.on_commit(self.metrics.committed)
+        seen.watcher.on_flagged = self.metrics.flagged
+        seen.notifier.on_confirmed = self.metrics.confirmed
 
     async def run(self) -> None:
         """Serve and measure until cancelled."""
@@ -82,7 +94,7 @@ class Web:
 
     # --- health ------------------------------------------------------------------------------------------
 
-    def _parts(self) -> Mapping[str, Ask]:
+    def _askable(self) -> Mapping[str, Ask]:
         parts: dict[str, Callable[[], Awaitable[Word]]] = {
             "daemon": self._daemon_word,
             "broker": self._broker_word,
@@ -90,6 +102,8 @@ class Web:
         }
         if "locks" in self._settings.roles:
             parts["lock service"] = self._locks_word
+        if "watcher" in self._settings.roles:
+            parts["watcher"] = self._watcher_word
         return parts
 
     async def _daemon_word(self) -> Word:
@@ -111,15 +125,28 @@ class Web:
         works = self._bus.connected.is_set()
         return Word(works=works, word="serving" if works else "waiting for the broker")
 
+    async def _watcher_word(self) -> Word:
+        # One that stands still is as far behind as it has not looked; one that fell ends the daemon.
+        behind_s = self._seen.watcher.lag_s
+        works = behind_s < BEHIND_S
+        word = f"watches {self._seen.watcher.watched} executions" if works else f"{behind_s:.0f} s behind"
+        return Word(works=works, word=word)
+
     # --- what is read ------------------------------------------------------------------------------------
 
     async def _read(self) -> Mapping[str, Values]:
-        standing = await self._ledger.standing()
+        standing, words = await asyncio.gather(self._ledger.standing(), ask_all(self._parts))
+        found = self._ledger_values(standing) | self._job_values() | self._bus_values()
+        if "watcher" in self._settings.roles:
+            found["jef_watcher_watched"] = self._seen.watcher.watched
+            found["jef_watcher_lag_seconds"] = self._seen.watcher.lag_s
+        found["jef_part_works"] = {(name,): float(word.works) for name, word in words.items()}
+        found["jef_build_info"] = build(self._settings.prefix)
+        return found
+
+    def _ledger_values(self, standing: Standing) -> dict[str, Values]:
         return {
-            "jef_updates_total": {("accepted",): self._updates.taken, ("refused",): self._updates.refused},
             "jef_jobs": self._bounded(standing.jobs),
-            "jef_slots": self._settings.slots.total,
-            "jef_slots_busy": self._worker.running,
             "jef_locks_held": {
                 ("SHARED",): 0,
                 ("EXCLUSIVE",): 0,
@@ -127,11 +154,27 @@ class Web:
             },
             "jef_lock_waiters": standing.lock_waiters,
             "jef_outbox_messages": standing.outbox,
+            "jef_outbox_age_seconds": standing.outbox_age_s,
+            "jef_ledger_stalled": float(self._ledger.stalled is not None),
+        }
+
+    def _job_values(self) -> dict[str, Values]:
+        worker, updates = self._seen.worker, self._seen.updates
+        return {
+            "jef_slots": self._settings.slots.total,
+            "jef_slots_busy": worker.running,
+            "jef_locks_lost_total": worker.locks_lost,
+            "jef_fenced_writes_total": {("completion",): worker.fenced},
+            "jef_updates_total": {("accepted",): updates.taken, ("refused",): updates.refused},
+            "jef_updates_refused_total": {(why,): count for why, count in updates.unread.items()},
+            "jef_pool_restarts_total": {(why,): count for why, count in self._seen.pool.restarts.items()},
+        }
+
+    def _bus_values(self) -> dict[str, Values]:
+        return {
             "jef_publishes_unconfirmed": self._bus.unconfirmed,
             "jef_broker_connected": float(self._bus.connected.is_set()),
             "jef_broker_reconnects_total": self._bus.reconnects,
-            "jef_ledger_stalled": float(self._ledger.stalled is not None),
-            "jef_build_info": build(self._settings.prefix),
         }
 
     def _bounded(self, jobs: Mapping[tuple[str, str], int]) -> Mapping[tuple[str, ...], float]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
@@ -36,6 +37,8 @@ log = structlog.get_logger()
 KIND = "x-jef-kind"
 """Header of what one daemon hands to another: `update` or `control`."""
 _UPDATE, _CONTROL = "update", "control"
+_UPDATES = "updates"
+"""What dead letters of updates are called."""
 _PAUSE_S = 0.1
 """Before a message that the broker refused, or that its connection took along, is handed on again."""
 _IDENTITY = re.compile(r"[0-9a-f]{12}\.")
@@ -108,6 +111,8 @@ class Updates:
         """Updates that counted, since the start."""
         self.refused = 0
         """Those that did not."""
+        self.unread: Counter[str] = Counter()
+        """Those that never came before the ledger, by why: `malformed`, `no-token`."""
         self.updates = Inbox(self._take_updates)
         """From `jef.updates`."""
         self.commands = Inbox(self._take_commands)
@@ -162,6 +167,10 @@ class Updates:
         """Whether an execution is ours."""
         return bool(await self._ledger.knows([execution_id]))
 
+    def note_unread(self, reason: str) -> None:
+        """Count an update that never came before the ledger."""
+        self.unread[reason] += 1
+
     # --- updates -----------------------------------------------------------------------------------------
 
     async def _take_updates(self, batch: Sequence[Delivery]) -> None:
@@ -170,7 +179,7 @@ class Updates:
             try:
                 update = decode_update(delivery.body, self.max_body_bytes)
             except RequestRefused as error:
-                await self._refuse(delivery, error, "updates")
+                await self._refuse(delivery, error, _UPDATES)
                 continue
             ledger = self._other_ledger(update)
             if ledger is not None and not is_handed_on(delivery):
@@ -284,6 +293,8 @@ class Updates:
     async def _refuse(self, delivery: Delivery, error: RequestRefused, action: str) -> None:
         """Kept as a dead letter; whoever waits for an answer gets one."""
         await self._ledger.accepting([Refusal(error, delivery, action)])
+        if action == _UPDATES:
+            self.note_unread("malformed")
         log.warning("message_refused", queue=action, reason=error.code, detail=error.detail)
         if delivery.reply_to:
             body = to_json({"accepted": False, "reason": f"{error.code}: {error.detail}"})

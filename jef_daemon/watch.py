@@ -36,6 +36,8 @@ _CLOCK_STEP_S = 5.0
 """A wall clock that moves so far against the monotonic one was set, or the machine was suspended."""
 _LAG_S = 1.0
 """A watcher that flags later than that says so."""
+BEHIND_S = 5.0
+"""One that is so far behind does not work."""
 _TOLD_TO_S = 0.001
 """Deadlines are told in milliseconds, cut off."""
 
@@ -166,6 +168,8 @@ class Watcher:
         self._is_lagging = False
         self.flagged = 0
         """Executions that it flagged TIMED_OUT."""
+        self.on_flagged: Callable[[Sequence[float]], None] | None = None
+        """Told how long after their deadlines executions were on disk as TIMED_OUT; None: nobody measures."""
 
     @property
     def watched(self) -> int:
@@ -270,7 +274,11 @@ class Watcher:
     async def _flag(self, due: Sequence[str]) -> list[float]:
         if await self._mind_clock():
             return []  # they were read again, with deadlines by the new time
+        asked_at = self._clock.monotonic()
         silence = await self._ledger.fall_silent(due, self._now())
+        if self.on_flagged is not None and silence.lateness_s:
+            took_s = self._clock.monotonic() - asked_at
+            self.on_flagged([late_s + took_s for late_s in silence.lateness_s])
         for execution_id, deadline in silence.later.items():
             self._expect(execution_id, deadline)
         self.flagged += len(silence.lateness_s)

@@ -10,7 +10,7 @@ from sqlalchemy import bindparam, delete, insert, select, update
 from jef_daemon.ledger import rows, schema
 from jef_daemon.ledger.transaction import Transaction
 from jef_daemon.lifecycle import WORKING, Event, Execution, Failed
-from jef_daemon.ports import NOTHING_TO_POLL, Call, Consequences
+from jef_daemon.ports import NOTHING_TO_POLL, Call, Consequences, Counted
 
 _EX, _CALLS, _CHECKPOINTS = schema.executions.c, schema.calls.c, schema.checkpoints.c
 _DUE = (
@@ -63,8 +63,10 @@ def answer(transaction: Transaction, call: Call, event: Event | None) -> Consequ
         transaction.connection.execute(_DONE, done)
     current = transaction.known([name]).get(name)
     if current is None or current.attempt != call.execution.attempt or current.place not in WORKING:
+        if call.name == "poll" and event is not None and not _says_nothing(event):
+            transaction.count(Counted.FENCED, "call")
         return found
-    if isinstance(event, Failed) and event.error_type == NOTHING_TO_POLL:
+    if event is not None and _says_nothing(event):
         transaction.connection.execute(_DONE, done)
         return found
     if isinstance(event, Failed) and call.name != "poll":
@@ -87,10 +89,15 @@ def answer(transaction: Transaction, call: Call, event: Event | None) -> Consequ
     return found
 
 
+def _says_nothing(event: Event) -> bool:
+    return isinstance(event, Failed) and event.error_type == NOTHING_TO_POLL
+
+
 def save(transaction: Transaction, execution_id: str, attempt: int, checkpoint: str) -> bool:
     """Keep a checkpoint; False where the attempt does not run any more."""
     execution = transaction.known([execution_id]).get(execution_id)
     if execution is None or execution.attempt != attempt or execution.place not in WORKING:
+        transaction.count(Counted.FENCED, "checkpoint")
         return False
     transaction.connection.execute(
         delete(schema.checkpoints).where(_CHECKPOINTS.execution_id == execution_id)

@@ -13,7 +13,7 @@ from jef_daemon import lifecycle, messages
 from jef_daemon.ledger import control, rows, schema
 from jef_daemon.ledger.transaction import Transaction
 from jef_daemon.lifecycle import FINAL, UNSTARTED, Execution, Status, waits_until
-from jef_daemon.ports import Accepted, Arrival, Refusal
+from jef_daemon.ports import Accepted, Arrival, Counted, Refusal
 
 _HEADER_BYTES = 64 * 1024
 """Of a refused message's own headers; all headers go into one frame, of 128 KiB by default."""
@@ -120,6 +120,7 @@ def _refuse(transaction: Transaction, refusal: Refusal, known: AbstractSet[str])
     if error.execution_id and error.execution_id not in known:
         body = messages.refused_notification(refusal.action, error, transaction.now)
         transaction.post(transaction.names.status, messages.routing_key(refusal.action, Status.FAILED), body)
+        transaction.count(Counted.NOTIFIED, Status.FAILED.value)
 
 
 def _ids(arrivals: Sequence[Arrival | Refusal]) -> set[str]:

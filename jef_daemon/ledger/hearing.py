@@ -12,10 +12,19 @@ from typing import Any, Protocol
 
 from jef_daemon.ledger import rows
 from jef_daemon.ledger.job_locks import JobLocks, LockBook
-from jef_daemon.lifecycle import WORKING, Event, Execution, Failed, LockAwaited, Started, waits_until
+from jef_daemon.lifecycle import (
+    WORKING,
+    Event,
+    Execution,
+    Failed,
+    LockAwaited,
+    Started,
+    Status,
+    waits_until,
+)
 from jef_daemon.lock.messages import LockReply
 from jef_daemon.lock.requests import Answer, Refused
-from jef_daemon.ports import Applied, Heard, LockTimes, Lost
+from jef_daemon.ports import Applied, Counted, Heard, LockTimes, Lost
 
 _ASK_AGAIN_S = 3.0
 """When another daemon still has the locks of the same execution."""
@@ -39,6 +48,14 @@ class Books(Protocol):
         ...
 
     def rearm(self, execution_id: str, due_at: float | None) -> None:
+        """See `Transaction`."""
+        ...
+
+    def count(self, what: Counted, word: str = "", number: int = 1) -> None:
+        """See `Transaction`."""
+        ...
+
+    def waited(self, execution: Execution, seconds: float) -> None:
         """See `Transaction`."""
         ...
 
@@ -119,6 +136,9 @@ class Hearing:
         grants = reply.grants
         if row.state not in _IN_QUEUE or not grants:  # no service says that nothing is granted
             return
+        execution = self._executions.get(row.execution_id)
+        if execution is not None and execution.status is Status.WAITING_FOR_LOCK:
+            self._books.waited(execution, max(0.0, self._now - row.at))
         until = min(grant.lease_until.timestamp() for grant in grants)
         row.state, row.at = "granted", until - self._times.margin_s
         row.grants = json.dumps([[grant.resource, grant.mode, grant.fencing_token] for grant in grants])
@@ -171,6 +191,9 @@ class Hearing:
         if row.state == "held":
             row.state, row.at = "lost", self._now
             self._note(row, "LockLost", reason)
+            execution = self._executions.get(row.execution_id)
+            if execution is not None and execution.outside:
+                self._books.count(Counted.LOCKS_LOST)
             self._lose_held(row, reason)
         elif row.state in _UNSTARTED:
             self._note(row, "LockLost", f"{reason}; asked for again")

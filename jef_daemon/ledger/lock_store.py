@@ -11,14 +11,14 @@ import itertools
 import json
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from sqlalchemy import Connection
 
 from jef_daemon.ledger import lock_statements as sql
 from jef_daemon.ledger.driver import Driver
-from jef_daemon.lock.protocol import decide
-from jef_daemon.lock.requests import Limits, Reply, Request
+from jef_daemon.lock.protocol import LEASE_ENDED, decide
+from jef_daemon.lock.requests import Answer, Decision, Limits, Reply, Request, outcome
 from jef_daemon.lock.state import (
     Among,
     Change,
@@ -33,6 +33,15 @@ from jef_daemon.lock.state import (
     SetFence,
     Waiter,
 )
+from jef_daemon.ports import Counted
+
+
+class Count(Protocol):
+    """Counts."""
+
+    def __call__(self, what: Counted, word: str = "", number: int = 1) -> None:
+        """See `Transaction.count`."""
+        ...
 
 
 class LockStore:
@@ -42,9 +51,13 @@ class LockStore:
         connection: in the transaction.
         now: UTC seconds since the epoch.
         limits: of the lock service.
+        count: told what is decided, for those who count.
     """
 
-    def __init__(self, connection: Connection, now: float, limits: Limits) -> None:
+    def __init__(
+        self, connection: Connection, now: float, limits: Limits, count: Count | None = None
+    ) -> None:
+        self._count_for = count
         self._driver = Driver(connection)
         self._now = now
         self._limits = limits
@@ -62,7 +75,10 @@ class LockStore:
         pending = deque(requests)
         while pending:
             self._looked_up.clear()
-            decision = decide(self, pending.popleft(), self._now, self._limits)
+            request = pending.popleft()
+            decision = decide(self, request, self._now, self._limits)
+            if self._count_for is not None:
+                _count(self._count_for, request, decision)
             for kind, changes in itertools.groupby(decision.changes, type):
                 _APPLY[kind](self, list(changes))
             replies += decision.replies
@@ -277,6 +293,21 @@ class LockStore:
                 "reason": reason,
             }
         )
+
+
+def _count(count: Count, request: Request, decision: Decision) -> None:
+    word = outcome(request, decision)
+    if word is not None:
+        count(Counted.LOCK_REQUEST, word)
+    if word == "stale":
+        count(Counted.FENCED, "lock-request")
+    for reply in decision.replies:
+        if reply.status is Answer.LOST:
+            count(Counted.FENCED, "lock-renewal")
+        elif reply.status is Answer.KEPT:
+            count(Counted.FENCED, "lock-renewal", len(reply.lost))
+    ended = sum(isinstance(change, DropGrant) and change.reason == LEASE_ENDED for change in decision.changes)
+    count(Counted.LEASE_EXPIRED, number=ended)
 
 
 def _each(apply: Callable[[LockStore, Any], None]) -> Callable[[LockStore, Sequence[Any]], None]:

@@ -14,7 +14,8 @@ from jef_daemon.ports import Heard, Lost
 
 def store_of(transaction: Transaction) -> LockStore:
     """The lock service's store."""
-    return LockStore(transaction.connection, transaction.now, transaction.terms.lock_limits)
+    terms = transaction.terms
+    return LockStore(transaction.connection, transaction.now, terms.lock_limits, transaction.count)
 
 
 def decide(transaction: Transaction, requests: Sequence[Request]) -> set[str]:

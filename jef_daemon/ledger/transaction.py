@@ -28,13 +28,14 @@ from jef_daemon.lifecycle import (
     GraceEnded,
     Interrupted,
     Launched,
+    Progressed,
     Retried,
     Stopped,
     Transition,
 )
 from jef_daemon.lock.requests import Limits
 from jef_daemon.names import WATCHED, Names
-from jef_daemon.ports import Applied, LockTimes, Outgoing
+from jef_daemon.ports import Applied, Counted, LockTimes, Outgoing, Tally
 from jef_daemon.retry import INTERRUPTED, RetryPolicy
 from jef_daemon.tokens import new_token
 
@@ -108,9 +109,13 @@ class Transaction:
         terms: what is the same for all of them.
         now: UTC seconds since the epoch.
         next_id: the outbox's next number.
+        tally: where is counted what is no transition; None: nobody wants to know.
     """
 
-    def __init__(self, connection: Connection, terms: Terms, now: float, next_id: int) -> None:
+    def __init__(
+        self, connection: Connection, terms: Terms, now: float, next_id: int, tally: Tally | None = None
+    ) -> None:
+        self._tally = tally
         self.connection = connection
         self.driver = Driver(connection)
         self.now = now
@@ -162,6 +167,7 @@ class Transaction:
         event = _as_wished(execution, event)
         try:
             if attempt is not None and attempt != execution.attempt:
+                self.count(Counted.FENCED, "progress" if isinstance(event, Progressed) else "outcome")
                 raise TransitionRefused(
                     execution.execution_id, f"at attempt {execution.attempt}", type(event).__name__
                 )
@@ -250,6 +256,16 @@ class Transaction:
         """Set the clock of an execution's place, which goes on as another: it has its locks, or lost them."""
         self.connection.execute(_REARM, {"key": execution_id, "at": due_at})
 
+    def count(self, what: Counted, word: str = "", number: int = 1) -> None:
+        """Count something that is no transition."""
+        if self._tally is not None and number:
+            self._tally.counts[what, word] += number
+
+    def waited(self, execution: Execution, seconds: float) -> None:
+        """Measure a wait for locks that ended with the grant."""
+        if self._tally is not None:
+            self._tally.lock_waits.append((execution, seconds))
+
     def remember(self, entry: rows.Row) -> None:
         """Add a line to a history."""
         self._history.append(entry)
@@ -321,6 +337,7 @@ class Transaction:
         is_watched = execution.update_timeout_s is not None
         watched = (headers or {}) | {WATCHED: self.terms.identity} if is_watched else headers
         self.post(self.names.status, key, body, watched)
+        self.count(Counted.NOTIFIED, execution.status.value)
         if reply_to:
             self.post("", reply_to, body, headers, correlation_id)
 

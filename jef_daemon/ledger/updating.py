@@ -13,9 +13,9 @@ from pydantic_core import to_json
 
 from jef_daemon.ledger import rows
 from jef_daemon.ledger.transaction import Transaction
-from jef_daemon.lifecycle import Completed, Event, Execution, Failed, Progressed, Stopped
+from jef_daemon.lifecycle import FINAL, Completed, Event, Execution, Failed, Progressed, Stopped
 from jef_daemon.messages import Update
-from jef_daemon.ports import Consequences, Reported
+from jef_daemon.ports import Consequences, Counted, Reported
 
 
 def update(
@@ -56,14 +56,21 @@ def _one(
     found: Consequences,
 ) -> tuple[dict[str, object], Execution | None]:
     if execution is None:
+        transaction.count(Counted.UPDATE_REFUSED, "unknown-execution")
         return _refused(f"no execution {update.execution_id} is known"), None
     event = _EVENTS[update.status](update)
-    if reason := _objection(execution, update, limit):
+    if objection := _objection(execution, update, limit):
+        code, reason = objection
+        transaction.count(Counted.UPDATE_REFUSED, code)
+        if code in _FENCED:
+            transaction.count(Counted.FENCED, "update")
         entry = rows.refusal_entry(execution, event, reason, transaction.now)
         transaction.remember(entry)
         return _refused(reason), None
     applied = transaction.move(execution, None, event)
     if applied.transition is None:
+        code = "finished" if execution.status in FINAL else "not-running"
+        transaction.count(Counted.UPDATE_REFUSED, code)
         return _refused(f"it is {execution.place.value} already"), None
     moved = applied.transition.execution
     if moved.attempt != execution.attempt and moved.is_backlog:
@@ -71,16 +78,20 @@ def _one(
     return {"accepted": True, "cancelRequested": moved.cancel_requested}, moved
 
 
-def _objection(execution: Execution, update: Update, limit: int) -> str:
-    """Why an update does not count; empty: it does."""
+def _objection(execution: Execution, update: Update, limit: int) -> tuple[str, str] | None:
+    """Why an update does not count, in a word and a sentence; None: it does."""
     if execution.fenced:
-        return "the attempt is fenced: its time of grace is over, or it was cancelled"
+        return "fenced", "the attempt is fenced: its time of grace is over, or it was cancelled"
     if not hmac.compare_digest(execution.token.encode(), update.token.encode()):
-        return "the token is not this attempt's"
+        return "stale-token", "the token is not this attempt's"
     size = len(to_json([update.job_context_variables, update.workflow_context_variables]))
     if size > limit:
-        return f"the variables take {size} bytes; {limit} are allowed (jobs.max_variables_bytes)"
-    return ""
+        return "too-long", f"the variables take {size} bytes; {limit} are allowed (jobs.max_variables_bytes)"
+    return None
+
+
+_FENCED = frozenset({"fenced", "stale-token"})
+"""Objections by which an attempt that is over is kept out."""
 
 
 def _refused(reason: str) -> dict[str, object]:

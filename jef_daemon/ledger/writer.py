@@ -33,7 +33,7 @@ from jef_daemon.errors import LedgerUnavailable
 from jef_daemon.ledger import calling, claiming, door, locking, schema
 from jef_daemon.ledger.opening import explain
 from jef_daemon.ledger.transaction import Terms, Transaction
-from jef_daemon.ports import Clock, Commit, OnCommit, OnOutbox, Outgoing
+from jef_daemon.ports import Clock, Commit, OnCommit, OnOutbox, Outgoing, Tally
 
 log = structlog.get_logger()
 
@@ -156,8 +156,10 @@ class Writer:
 
     def _attempt(self, batch: Sequence[Operation]) -> tuple[list[Any], list[Outgoing]]:
         began = time.perf_counter()
+        on_commit = self.on_commit
+        tally = None if on_commit is None else Tally()
         with self._connected() as connection, connection.begin():
-            transaction = Transaction(connection, self.terms, self._clock.now(), self._next_id)
+            transaction = Transaction(connection, self.terms, self._clock.now(), self._next_id, tally)
             by_id: dict[int, Any] = {}
             for kind in _KINDS:
                 chosen = [operation for operation in batch if operation.kind == kind]
@@ -172,9 +174,10 @@ class Writer:
         self.transactions += 1
         self.operations += len(batch)
         results = [by_id[id(operation)] for operation in batch]
-        if self.on_commit is not None:
-            commit = Commit(time.perf_counter() - began, len(batch), _door(batch, results), transaction.moves)
-            self._loop.call_soon_threadsafe(self.on_commit, commit)
+        if on_commit is not None and tally is not None:
+            took_s = time.perf_counter() - began
+            commit = Commit(took_s, len(batch), _door(batch, results), transaction.moves, tally)
+            self._loop.call_soon_threadsafe(on_commit, commit)
         return results, transaction.outbox
 
     @contextlib.contextmanager

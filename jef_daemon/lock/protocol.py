@@ -39,6 +39,9 @@ from jef_daemon.lock.state import Among, Grant, Locks, LockView, Mode, Waiter
 
 DEFAULT_LIMITS = Limits()
 
+LEASE_ENDED = "the lease ended"
+"""Why a grant is dropped that nobody renewed."""
+
 Rest = tuple[Request, ...]
 
 
@@ -372,11 +375,11 @@ def _end(draft: Draft, grants: Sequence[Grant], waiters: Sequence[Waiter]) -> se
     """End leases, tell each owner once, and return the resources to be swept."""
     lost: dict[tuple[str, str | None, str | None], list[Grant]] = {}
     for grant in grants:
-        draft.drop_grant(grant, "the lease ended")
+        draft.drop_grant(grant, LEASE_ENDED)
         lost.setdefault((grant.owner, grant.reply_to, grant.correlation_id), []).append(grant)
     for (owner, *_), ended in lost.items():
         names = tuple(grant.resource for grant in ended)
-        draft.tell(owner, ended[0], Answer.EXPIRED, grants=tuple(ended), lost=names, reason="the lease ended")
+        draft.tell(owner, ended[0], Answer.EXPIRED, grants=tuple(ended), lost=names, reason=LEASE_ENDED)
     for waiter in waiters:
         draft.drop_waiter(waiter, "the lease of waiting ended")
         draft.tell(waiter.owner, waiter, Answer.EXPIRED, reason="the lease of waiting ended")

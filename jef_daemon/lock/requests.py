@@ -245,6 +245,24 @@ class Decision:
     Empty but for long cascades: one decision stays small, whatever it sets free."""
 
 
+def outcome(request: Request, decision: Decision) -> str | None:
+    """What became of a request, in a word: the status of its own answer, in lower case.
+
+    Those that have none are told apart: `released`, and `stale`, which the requester's own successor had overtaken.
+    None: it was not asked from outside, or it is decided with the rest.
+    """
+    if isinstance(request, Expire | Sweep) or any(isinstance(each, type(request)) for each in decision.rest):
+        return None
+    where = request.reply_to, request.correlation_id
+    for reply in decision.replies:
+        if (reply.reply_to, reply.correlation_id) == where and reply.status not in _UNASKED:
+            return reply.status.value.lower()
+    return "released" if isinstance(request, Release) else "stale"
+
+
+_UNASKED = frozenset({Answer.EXPIRED, Answer.REVOKED})
+
+
 __all__ = [
     "Acquire",
     "Answer",
@@ -265,4 +283,5 @@ __all__ = [
     "Request",
     "ResourceState",
     "Sweep",
+    "outcome",
 ]

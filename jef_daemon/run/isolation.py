@@ -20,6 +20,7 @@ import socket
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -73,7 +74,9 @@ class ProcessPool:
         self._reports: dict[str, tuple[Report, Save | None]] = {}
         self._folder = Path(tempfile.mkdtemp(prefix="jef-"))
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.restarts = 0
+        self.restarts: Counter[str] = Counter()
+        """Processes that have to be replaced, by why: they `crashed` or were `stopped` in the middle of a job, or are
+        `renewed`."""
 
     async def start(self) -> None:
         """Listen for progress and warm up."""
@@ -92,6 +95,7 @@ class ProcessPool:
         self._python_path = [str(path) for path in python_path]
         for seat in self._all:
             seat.is_stale = True
+        self.restarts["renewed"] += len(self._all)
         idle, self._idle = self._idle, []
         for seat in idle:
             self._all.discard(seat)
@@ -112,9 +116,10 @@ class ProcessPool:
         try:
             last, outcome = await seat.run(spec, job, key)
         except Crashed as crash:
-            self.restarts += 1
+            self.restarts["crashed"] += 1
             return Failed(actor="daemon", error_type="ExecutorCrashed", error_message=str(crash))
         except asyncio.CancelledError:
+            self.restarts["stopped"] += 1
             await seat.stop(self._kill_grace_s)
             raise
         else:

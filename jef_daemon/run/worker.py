@@ -111,6 +111,10 @@ class Worker:
         self._claiming: asyncio.Future[list[Claimed]] | None = None
         self._asked_again = False
         self._draining = False
+        self.locks_lost = 0
+        """Attempts that lost their locks while they ran here."""
+        self.fenced = 0
+        """Completions that did not count, as they came without their locks."""
 
     @property
     def running(self) -> int:
@@ -147,6 +151,8 @@ class Worker:
         attempt = self._attempts.get(lost.execution_id)
         if attempt is None or attempt.number != lost.attempt:
             return
+        self.locks_lost += not attempt.has_lost_locks  # its own clock and the lock service may both say so
+        attempt.has_lost_locks = True
         _mark_lost(attempt.scratch)
         if self._settings.locks.on_lost == "cancel":
             attempt.end(Failed(actor="locks", error_type="LockLost", error_message=lost.reason))
@@ -306,8 +312,9 @@ class Worker:
                 # A completion that came while it was being cancelled is one: it was asked, not forbidden, to end. What
                 # was completed without the locks is none.
                 came = _result(running) if running.done() and not running.cancelled() else None
-                is_one = isinstance(came, Completed | Launched) and not _is_failed(ending)
-                return came if is_one and came is not None else ending.result()
+                is_one = isinstance(came, Completed | Launched)
+                self.fenced += is_one and _is_failed(ending)
+                return came if is_one and came is not None and not _is_failed(ending) else ending.result()
             message = f"ran longer than its limit of {limit:g} s"
             return Failed(actor="daemon", error_type="ExecutionTimeout", error_message=message)
         except asyncio.CancelledError:
@@ -358,13 +365,14 @@ class Worker:
 class _Attempt:
     """One that runs here, and how others can end it."""
 
-    __slots__ = ("_before", "ending", "number", "recorded", "scratch", "task")
+    __slots__ = ("_before", "ending", "has_lost_locks", "number", "recorded", "scratch", "task")
 
     def __init__(self, number: int, scratch: str, before: _Attempt | None = None) -> None:
         self._before = before
         self.task: asyncio.Task[None] | None = None
         self.number = number
         self.scratch = scratch
+        self.has_lost_locks = False
         self.recorded = False
         """Whether its outcome is on its way into the ledger."""
         self.ending: asyncio.Future[Event] = asyncio.get_running_loop().create_future()

@@ -53,6 +53,10 @@ class Takes(Protocol):
         """See `Updates.knows`."""
         ...
 
+    def note_unread(self, reason: str) -> None:
+        """See `Updates.note_unread`."""
+        ...
+
 
 @dataclass
 class Doors:
@@ -105,7 +109,11 @@ class _Web:
         return Response(body, headers={"Cache-Control": "no-store", "Content-Type": kind})
 
     async def update(self, request: Request) -> Response:
-        update = await self._update_of(request)
+        try:
+            update = await self._update_of(request)
+        except Refused as refused:
+            self._doors.updates.note_unread("no-token" if refused.status == 401 else "malformed")
+            raise
         async with _in_time():
             if await self._doors.updates.pass_on(update):
                 told: dict[str, object] = {

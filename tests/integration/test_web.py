@@ -218,7 +218,7 @@ async def test_readiness_tells_each_part(own_broker: PrivateBroker, prefix: str,
         async with client_of(port) as anybody:
             ready = await anybody.get("/readyz")
             assert (ready.status_code, ready.json()["ready"]) == (200, True)
-            assert set(ready.json()["parts"]) == {"daemon", "broker", "ledger", "lock service"}
+            assert set(ready.json()["parts"]) == {"daemon", "broker", "ledger", "lock service", "watcher"}
             await asyncio.to_thread(own_broker.stop)
             without = await until(anybody, 503)
             assert without["parts"]["broker"] == {"works": False, "word": "not connected"}
