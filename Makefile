@@ -1,7 +1,7 @@
 # The two commands: `make demo` sets everything up and shows the main job; `make test` sets up and tests.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-tests demo run stop test check format lock bench docs clean
+.PHONY: help setup setup-tests demo run stop test check format lock bench docs site clean
 
 PYTHON := .venv/bin/python
 
@@ -35,13 +35,19 @@ format: setup ## Format the code
 
 lock: setup ## Renew the lock files
 	@$(PYTHON) -m pip install -q uv
-	@for group in "" dev; do .venv/bin/uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes \
-	  --no-emit-index-url --no-annotate --no-header $${group:+--group $$group} pyproject.toml \
-	  -o requirements$${group:+-$$group}.lock; done
+	@compile() { .venv/bin/uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-annotate --no-header "$$@"; } && \
+	compile pyproject.toml -o requirements.lock && \
+	compile --group dev pyproject.toml -o requirements-dev.lock && \
+	compile --group build -o deploy/docker/build.lock
 
 docs: setup ## Write the generated parts of the documentation anew
 	@$(PYTHON) docs/generate.py
 	@$(PYTHON) deploy/grafana/export.py
+
+site: setup ## Build the documentation as a site, into dist/site
+	@command -v npm >/dev/null || { echo "make site: the site's scripts come from npm: install npm" >&2; exit 1; }
+	@NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict && echo "open dist/site/index.html"
 
 bench: setup ## Measure against a plain handler, side by side
 	@$(PYTHON) benchmarks/throughput.py
