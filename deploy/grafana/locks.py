@@ -4,7 +4,23 @@ from __future__ import annotations
 
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from deploy.grafana.panels import DAEMON, Panel, Query, board, lines, number, variables
+from deploy.grafana.panels import (
+    DAEMON,
+    ORANGE,
+    Panel,
+    Query,
+    bars,
+    board,
+    buckets,
+    events,
+    heat,
+    lines,
+    number,
+    quantile,
+    quantiles,
+    rates,
+    variables,
+)
 
 
 def locks() -> Dashboard:
@@ -13,7 +29,7 @@ def locks() -> Dashboard:
         "Locks",
         "The lock service of a prefix, and the jobs that wait for it.",
         variables(),
-        {"Now": _now(), "Waiting": _waiting()},
+        {"Now": _now(), "Held and waited for": _waiting(), "How long": _times(), "What went wrong": _wrong()},
     )
 
 
@@ -25,6 +41,27 @@ def _now() -> list[Panel]:
             "Waiters", "Requests that wait at the lock service.", "none", f"sum(jef_lock_waiters{{{DAEMON}}})"
         ),
         number("Jobs that wait", "Jobs that are WAITING_FOR_LOCK.", "none", waiting),
+        number(
+            "Wait, 95 of 100",
+            "Of the jobs that had to wait within the last half hour, so many waited no longer; the worst action.",
+            "s",
+            f"max(instance_action:jef_lock_wait_seconds:p95_30m{{{DAEMON}}})",
+            {900: ORANGE},
+        ),
+        number(
+            "Lost in an hour",
+            "Jobs that lost their locks while they ran.",
+            "none",
+            f"sum(increase(jef_locks_lost_total{{{DAEMON}}}[1h]))",
+            {1: ORANGE},
+        ),
+        number(
+            "Expired in an hour",
+            "Granted locks that nobody renewed.",
+            "none",
+            f"sum(increase(jef_lock_leases_expired_total{{{DAEMON}}}[1h]))",
+            {1: ORANGE},
+        ),
     ]
 
 
@@ -49,5 +86,60 @@ def _waiting() -> list[Panel]:
             "none",
             Query(f'sum by (action) (jef_jobs{{{DAEMON}, status="WAITING_FOR_LOCK"}})', "{{action}}"),
             stacked=True,
+        ),
+        lines(
+            "Answers of the lock service",
+            "Requests per second, by its answer at once. A grant to who waited is no request.",
+            "reqps",
+            rates("jef_lock_requests_total", "outcome"),
+            stacked=True,
+        ),
+    ]
+
+
+def _times() -> list[Panel]:
+    return [
+        lines(
+            "Wait for locks",
+            "Of the jobs that had to wait, from the answer that they must to the grant.",
+            "s",
+            *quantiles("jef_lock_wait_seconds"),
+        ),
+        lines(
+            "Wait for locks by action",
+            "95 of 100 of the jobs that had to wait waited no longer.",
+            "s",
+            Query(quantile("jef_lock_wait_seconds", 0.95, "action"), "{{action}}"),
+        ),
+        heat(
+            "All waits",
+            "How many jobs waited how long for their locks.",
+            buckets("jef_lock_wait_seconds"),
+            width=8,
+        ),
+    ]
+
+
+def _wrong() -> list[Panel]:
+    return [
+        bars(
+            "Locks lost",
+            "Jobs that lost their locks while they ran, by daemon.",
+            events("jef_locks_lost_total", "instance"),
+        ),
+        bars(
+            "Leases that ran out",
+            "Granted locks that nobody renewed, by lock service.",
+            events("jef_lock_leases_expired_total", "instance"),
+        ),
+        bars(
+            "Kept out by the fences",
+            "Completions without their locks, renewals of what is not held, requests that a later one had overtaken.",
+            events("jef_fenced_writes_total", "what", f'{DAEMON}, what=~"completion|lock-.*"'),
+        ),
+        bars(
+            "Waits that were given up",
+            "Jobs that waited for their locks for too long, by action.",
+            events("jef_jobs_timed_out_total", "action", f'{DAEMON}, clock="lock"'),
         ),
     ]

@@ -43,7 +43,7 @@ def _now() -> list[Panel]:
         number("Running", "Jobs that run.", "none", f'sum({jobs}"RUNNING"}}) or vector(0)'),
         number("Queued", "Jobs that wait for a slot.", "none", f'sum({jobs}"QUEUED"}}) or vector(0)'),
         number(
-            "Wait for locks",
+            "Waiting for locks",
             "Jobs that wait for locks.",
             "none",
             f'sum({jobs}"WAITING_FOR_LOCK"}}) or vector(0)',
@@ -104,6 +104,17 @@ def _jobs() -> list[Panel]:
                 "{{instance}}",
             ),
         ),
+        lines(
+            "Progress",
+            "Told per second, by daemon.",
+            "ops",
+            rates("jef_progress_total", "instance", ACTION),
+        ),
+        bars(
+            "Clocks that ran out",
+            "update: silence, TIMED_OUT; queue, lock, execution: waits and runs that took too long, FAILED.",
+            events("jef_jobs_timed_out_total", "clock", ACTION),
+        ),
         bars("Retries", "New attempts, by daemon.", events("jef_jobs_retried_total", "instance", ACTION)),
         bars(
             "Late",
@@ -120,14 +131,18 @@ def _times() -> list[Panel]:
             "From QUEUED to RUNNING, locks and set times included.",
             "s",
             *quantiles("jef_job_wait_seconds", ACTION),
-            width=12,
+        ),
+        lines(
+            "Wait for locks",
+            "Of the jobs that had to wait, from the answer that they must to the grant.",
+            "s",
+            *quantiles("jef_lock_wait_seconds", ACTION),
         ),
         lines(
             "Duration",
             "Of attempts that completed.",
             "s",
             *quantiles("jef_job_duration_seconds", _COMPLETED),
-            width=12,
         ),
         heat(
             "All waits",

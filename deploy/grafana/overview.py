@@ -21,6 +21,7 @@ from deploy.grafana.panels import (
     quantiles,
     rates,
     rows,
+    states,
     variables,
 )
 
@@ -35,7 +36,8 @@ def overview() -> Dashboard:
             "Now": _now(),
             "From request to end": _flow(),
             "What is told": _told(),
-            "Work outside, and silence": _outside(),
+            "Work outside": _outside(),
+            "Silence": _silence(),
             "Inside": _inside(),
         },
     )
@@ -166,16 +168,42 @@ def _flow() -> list[Panel]:
 def _told() -> list[Panel]:
     return [
         lines(
+            "Notifications",
+            "Put into the outbox per second, by status.",
+            "ops",
+            rates("jef_notifications_total", "status"),
+            stacked=True,
+        ),
+        lines(
+            "Progress",
+            "Told per second, by action.",
+            "ops",
+            rates("jef_progress_total", "action"),
+            stacked=True,
+        ),
+        bars(
+            "Connections lost",
+            "Connections to the broker that were lost, by daemon.",
+            events("jef_broker_reconnects_total", "instance"),
+        ),
+        lines(
             "Outbox",
             "Messages in the ledger that the broker has not confirmed, and those of them that are on their way.",
             "none",
             Query(f"sum(jef_outbox_messages{{{DAEMON}}})", "not confirmed"),
             Query(f"sum(jef_publishes_unconfirmed{{{DAEMON}}})", "on their way"),
         ),
-        bars(
-            "Connections lost",
-            "Connections to the broker that were lost, by daemon.",
-            events("jef_broker_reconnects_total", "instance"),
+        lines(
+            "Outbox: the oldest message",
+            "Its age, by daemon. It grows while the broker is away.",
+            "s",
+            Query(f"max by (instance) (jef_outbox_age_seconds{{{DAEMON}}})", "{{instance}}"),
+        ),
+        lines(
+            "Until the broker confirms",
+            "A handful of messages, from handing them over to the confirmation of the last.",
+            "s",
+            *quantiles("jef_publish_seconds"),
         ),
     ]
 
@@ -190,9 +218,48 @@ def _outside() -> list[Panel]:
             stacked=True,
         ),
         bars(
+            "Updates refused",
+            "By reason.",
+            events("jef_updates_refused_total", "reason"),
+        ),
+        bars(
+            "Kept out by the fences",
+            "What attempts that are over still wanted to say or write, by what it was.",
+            events("jef_fenced_writes_total", "what"),
+        ),
+    ]
+
+
+def _silence() -> list[Panel]:
+    return [
+        bars(
+            "Clocks that ran out",
+            "update: silence, TIMED_OUT; queue, lock, execution: waits and runs that took too long, FAILED.",
+            events("jef_jobs_timed_out_total", "clock"),
+        ),
+        bars(
             "Late",
             "Changes that came from an update after TIMED_OUT, by action.",
             events("jef_jobs_late_total", "action"),
+        ),
+        lines(
+            "Watched",
+            "Jobs whose next update the watcher waits for, by daemon.",
+            "none",
+            Query(f"sum by (instance) (jef_watcher_watched{{{DAEMON}}})", "{{instance}}"),
+            stacked=True,
+        ),
+        lines(
+            "From the deadline to TIMED_OUT",
+            "How long after its deadline a silent job was on disk as TIMED_OUT.",
+            "s",
+            *quantiles("jef_watcher_lateness_seconds"),
+        ),
+        lines(
+            "Watcher: behind",
+            "By how much, by daemon; 0: nothing is overdue.",
+            "s",
+            Query(f"max by (instance) (jef_watcher_lag_seconds{{{DAEMON}}})", "{{instance}}"),
         ),
     ]
 
@@ -200,6 +267,17 @@ def _outside() -> list[Panel]:
 def _inside() -> list[Panel]:
     process = f'job="jef", {DAEMON}'
     return [
+        states(
+            "Parts",
+            "Whether each works at all daemons, as /readyz says it.",
+            Query(f"min by (part) (jef_part_works{{{DAEMON}}})", "{{part}}"),
+            {"0": ("does not work", RED), "1": ("works", GREEN)},
+        ),
+        bars(
+            "Processes that were replaced",
+            "Of blocking executors: they crashed, or were stopped for a cancel, a time-out or the end of the daemon.",
+            events("jef_pool_restarts_total", "cause"),
+        ),
         lines(
             "Ledger: a transaction",
             "The sync to disk included.",

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import json
 from collections.abc import AsyncIterator
+from typing import Any
 
+import aio_pika
 import httpx
 
 from tests.support.amqp import Client
@@ -41,6 +44,7 @@ class Load:
     async def run(self, pause_s: float = 0.5) -> None:
         """Until cancelled: rounds, each begun so long after the one before, whatever became of that one."""
         async with self._http, asyncio.TaskGroup() as rounds:
+            await self._lock("acquire", owner="hoarder", locks=[exclusive("hoarded")], leaseSeconds=3600)
             for number in itertools.count(1):
                 rounds.create_task(self._round(str(number)), name=f"round {number}")
                 await asyncio.sleep(pause_s)
@@ -55,10 +59,14 @@ class Load:
         await submit("misbehave", f"misbehave-{name}", {"how": "raise"})
         await submit("broken", f"broken-{name}", {"how": "os-exit"})
         for kind, mode in (("a", "EXCLUSIVE"), ("b", "EXCLUSIVE"), ("c", "SHARED")):
-            lock = {"resource": f"asset/{int(name) % 2}", "mode": mode}
+            lock = exclusive(f"asset/{int(name) % 2}") | {"mode": mode}
             await submit("locked", f"locked-{name}-{kind}", {"seconds": 0.4}, locks=[lock])
         await self._client.publish("quick", b"no json")
-        await asyncio.gather(self._outside(f"farm-{name}"), self._late(f"watchful-{name}"))
+        await asyncio.gather(
+            self._outside(f"farm-{name}"),
+            self._late(f"watchful-{name}", exclusive(f"late/{int(name) % 2}")),
+            self._locks(name),
+        )
 
     async def _outside(self, name: str) -> None:
         """Work outside as it should be, but for somebody who has no right to end it."""
@@ -67,15 +75,36 @@ class Load:
         await self._update(name, {"status": "COMPLETED", "token": "another's"})
         await self._update(name, {"status": "COMPLETED", "token": token})
 
-    async def _late(self, name: str) -> None:
-        """Fails; its next attempt is silent for too long, and completes all the same. With locks, for all of it."""
-        lock = {"resource": f"late/{int(name.rpartition('-')[2]) % 2}", "mode": "EXCLUSIVE"}
+    async def _late(self, name: str, lock: dict[str, str]) -> None:
+        """Fails; its next attempt is silent for too long, and completes all the same. With a lock, for all of it."""
         first = await self._launch("watchful", name, locks=[lock])
         await self._update(name, {"status": "FAILED", "message": "for the first time", "token": first})
         second = await self._token(name, 2)
         await self._update(name, {"status": "COMPLETED", "token": first})  # fenced
         await self._client.until(lambda: "TIMED_OUT" in self._client.statuses(name), 60)
         await self._update(name, {"status": "COMPLETED", "token": second})
+
+    async def _locks(self, name: str) -> None:
+        """A client that forgets what it holds, another that never held it; jobs that are robbed, or give up waiting."""
+        left, robbed = exclusive(f"left/{name}"), exclusive(f"robbed/{name}")
+        await self._lock("acquire", owner="forgetful", locks=[left], leaseSeconds=1)
+        await self._lock("renew", owner="stranger", locks=[left], leaseSeconds=1)
+        waits = {"locks": [exclusive("hoarded")], "timeouts": {"lock": 0.5}}
+        await self._client.submit("locked", f"impatient-{name}", {}, **waits)
+        await self._client.submit("locked", f"robbed-{name}", {"seconds": 600}, locks=[robbed])
+        await self._client.until(lambda: "RUNNING" in self._client.statuses(f"robbed-{name}"), 60)
+        await self._lock("force-release", locks=[robbed], reason="for the load", by="load")
+
+    async def _lock(self, operation: str, **more: Any) -> None:
+        """Ask the lock service; nobody reads the answer."""
+        channel = self._client.channel
+        answers = await channel.declare_queue(exclusive=True, arguments={"x-max-length": 1})
+        message = aio_pika.Message(
+            json.dumps({"operation": operation, **more}).encode(),
+            reply_to=answers.name,
+            correlation_id=operation,
+        )
+        await channel.default_exchange.publish(message, f"{self._client.prefix}.locks")
 
     async def _launch(self, action: str, name: str, **more: object) -> str:
         await self._client.submit(action, name, **more)
@@ -96,11 +125,18 @@ class Load:
             await self._http.post(f"/executions/{name}/updates", json=update)
 
 
+def exclusive(resource: str) -> dict[str, str]:
+    """A demand for a lock."""
+    return {"resource": resource, "mode": "EXCLUSIVE"}
+
+
 @contextlib.asynccontextmanager
 async def under_load(daemon: DaemonProcess, *, slots: int = 16) -> AsyncIterator[int]:
     """A daemon that has much to do; where its HTTP port is."""
     port = free_port()
-    daemon.configure(ACTIONS, slots={"total": slots}, logging={"level": "info"})
+    # Leases end when they end: nobody of this load has a right to be waited for.
+    locks = {"takeover_grace_s": 0}
+    daemon.configure(ACTIONS, slots={"total": slots}, logging={"level": "info"}, locks=locks)
     daemon.start(JEF_HTTP_PORT=str(port))
     async with Client(daemon.url, daemon.prefix) as client:
         load = asyncio.create_task(Load(client, port).run(), name="load")
