@@ -8,7 +8,6 @@ bus ── deliveries ──> intake ──> ledger <── worker ──> execu
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import shutil
 import signal
 import time
@@ -25,19 +24,18 @@ from jef_daemon.ledger import SqlLedger
 from jef_daemon.names import Names
 from jef_daemon.ports import LockTimes
 from jef_daemon.rabbitmq import CONTROL, HANDED_ON, LOCK_REPLIES, LOCKS, UPDATES, WATCHED
-from jef_daemon.reload import Change, add_folders, carry_out, prepare
+from jef_daemon.reload import Reloads, add_folders
 from jef_daemon.run.catalogue import Catalogue
 from jef_daemon.run.guardian import Guardian
 from jef_daemon.run.probe import examine
 from jef_daemon.settings import Settings
+from jef_daemon.status import Status
 from jef_daemon.supervision import Supervision
 
 log = structlog.get_logger()
 T = TypeVar("T")
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_RETIRED_EVERY_S = 5.0
-"""How long a job of an action that was taken out stays here, should one come up."""
 _HASTE_S = 1.0
 """Patience with everything after a second signal."""
 
@@ -60,8 +58,6 @@ class Daemon:
         self._stop_asked = asyncio.Event()
         self._haste_asked = asyncio.Event()
         self._reload_asked = asyncio.Event()
-        self._retired = asyncio.Event()
-        """Set when actions were taken out, whose waiting jobs are to be handed back."""
         self.ready = asyncio.Event()
         """Set once requests are consumed."""
 
@@ -90,7 +86,7 @@ class Daemon:
             guardian.start()
             try:
                 catalogue = await examine(self._settings)
-                _tell_catalogue(catalogue)
+                catalogue.tell()
                 ledger.govern(policies(catalogue))
                 await self._recover(ledger, catalogue)
                 await self._serve(ledger, catalogue)
@@ -121,6 +117,11 @@ class Daemon:
         await parts.pool.start()
         # Before anything is claimed or taken in, which is counted from then on.
         queued = await ledger.queued()
+        reloads = Reloads(
+            *(self._settings, catalogue, parts, ledger), self._reload_asked, self._supervision, self.ready
+        )
+        status = Status(parts, ledger, reloads, self.ready, self._haste_asked)
+        hanging = {"ledger": status.ledger_answers, "bus": parts.bus.answers}
         try:
             async with asyncio.TaskGroup() as roles:
                 running = [
@@ -128,19 +129,20 @@ class Daemon:
                     for name, role in (
                         *parts.working(self._settings.roles),
                         ("purge", self._purge(ledger)),
-                        ("supervision", self._supervise(parts, ledger)),
-                        ("hand back", self._hand_back_retired(parts, ledger, catalogue)),
+                        ("supervision", self._supervision.run(status.line, hanging, status.is_steady)),
+                        ("hand back", reloads.hand_back_retired()),
                     )
                 ]
                 await self._begin(parts, queued)
-                reloading = roles.create_task(self._reload(parts, ledger, catalogue), name="reload")
+                reloading = roles.create_task(reloads.run(self._read_again), name="reload")
                 await self._say_ready(parts, catalogue)
                 await self._stop_asked.wait()
                 reloading.cancel()
                 await asyncio.wait({reloading})  # it must not let in again what is being closed
-                self._supervision.stopping()
+                status.stopping(self._settings.shutdown.drain_s)
+                self._supervision.stopping(status.line())
                 log.info("stopping", running=parts.worker.running)
-                await self._end(parts, ledger)
+                await self._end(parts, ledger, status)
                 for task in running:
                     task.cancel()
         except* JefError as group:
@@ -178,63 +180,7 @@ class Daemon:
             self.ready.set()
             self._supervision.ready()
 
-    async def _reload(self, parts: Parts, ledger: SqlLedger, catalogue: Catalogue) -> None:
-        """Reload whenever asked to. Whatever is wrong with the new configuration, the daemon goes on."""
-        while True:
-            await self._reload_asked.wait()
-            self._reload_asked.clear()
-            # Before it is ready, READY would say too much, and nobody waits for a reload.
-            if told := self.ready.is_set():
-                self._supervision.reloading()
-            try:
-                wanted = await asyncio.to_thread(self._read_again)
-                change = await prepare(self._settings, catalogue, wanted)
-                await carry_out(change, self._settings, catalogue, parts, ledger)
-            except (JefError, OSError) as error:  # OSError: nothing could be started to look at executors
-                log.error("reload_refused", problem=str(error), consequence="nothing has changed")
-            else:
-                _tell_change(change)
-                _tell_catalogue(catalogue)
-                if change.removed:
-                    self._retired.set()
-            if told:
-                self._supervision.ready()
-
-    async def _hand_back_retired(self, parts: Parts, ledger: SqlLedger, catalogue: Catalogue) -> None:
-        """Give the waiting jobs of actions that a reload took out to whoever serves them.
-
-        Not once: a delivery that was on its way comes later, and a failure may be retried.
-        """
-        await self._retired.wait()
-        while True:
-            retired = catalogue.retired
-            if retired and (executions := await ledger.hand_back(retired)):
-                log.info("handed_back", executions=executions, actions=sorted(retired))
-            for name in retired:
-                parts.backlog.forget(name)
-            self._retired.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_RETIRED_EVERY_S):
-                    await self._retired.wait()
-
-    async def _supervise(self, parts: Parts, ledger: SqlLedger) -> None:
-        waiting = 0
-
-        async def answers() -> None:
-            nonlocal waiting
-            if ledger.stalled is None:  # one that takes no writes is known to work on it
-                waiting = await ledger.waiting_for_locks()
-
-        def status() -> str:
-            broker = "" if parts.bus.connected.is_set() else ", no broker: trying to connect"
-            stalled = f", {ledger.stalled}" if ledger.stalled else ""
-            queued = sum(parts.backlog.queued.values())
-            running = parts.worker.running
-            return f"{running} running, {queued} queued, {waiting} waiting for locks{broker}{stalled}"
-
-        await self._supervision.run(status, answers, self.ready)
-
-    async def _end(self, parts: Parts, ledger: SqlLedger) -> None:
+    async def _end(self, parts: Parts, ledger: SqlLedger, status: Status) -> None:
         """Stop in the order of the flow: take nothing in, start nothing, let run, tell, let go."""
         shutdown = self._settings.shutdown
         parts.backlog.close()
@@ -244,6 +190,7 @@ class Daemon:
         await self._within(parts.bus.stop_requests(), shutdown.flush_s)
         await self._within(parts.intake.finish(), shutdown.flush_s)
         handed_back = await self._within(ledger.hand_back(), shutdown.flush_s) or 0
+        status.stopping(shutdown.drain_s)
         await parts.worker.drain(shutdown.drain_s, self._haste_asked)
         handed_back += await self._within(ledger.hand_back(), shutdown.flush_s) or 0
         if handed_back:
@@ -319,34 +266,6 @@ def make_folders(settings: Settings) -> None:
                 f"the daemon's folder {folder} cannot be made ({error.strerror}); "
                 "set data_dir, or JEF_DATA_DIR, to one that it may write"
             ) from None
-
-
-def _tell_catalogue(catalogue: Catalogue) -> None:
-    for action in catalogue.all.values():
-        if action.problem:
-            log.error(
-                "action_not_served",
-                action=action.name,
-                problem=action.problem,
-                consequence="its requests wait",
-            )
-        elif action.scope in {"DEPRECATED", "OBSOLETE"}:
-            consequence = "it still runs" if action.scope == "DEPRECATED" else "its requests are refused"
-            log.warning("action_scope", action=action.name, scope=action.scope, consequence=consequence)
-
-
-def _tell_change(change: Change) -> None:
-    log.info(
-        "reloaded",
-        keys=change.keys,
-        actions_added=change.added,
-        actions_removed=change.removed,
-        actions_changed=change.changed,
-    )
-    if change.restart:
-        log.warning(
-            "needs_restart", keys=change.restart, consequence="they stay as they were until a restart"
-        )
 
 
 def _first_of(group: BaseExceptionGroup[JefError]) -> JefError:

@@ -10,10 +10,12 @@ What cannot change while the daemon runs (`settings.NEEDS_RESTART`) keeps its va
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import functools
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,13 +25,17 @@ from pydantic import BaseModel
 
 from jef_daemon import logs
 from jef_daemon.assembly import Parts, bus_settings, lock_limits, policies, warm_processes
-from jef_daemon.errors import ExecutorNotLoaded
+from jef_daemon.errors import ExecutorNotLoaded, JefError
 from jef_daemon.ledger import SqlLedger
 from jef_daemon.run.catalogue import Catalogue, is_outdated
 from jef_daemon.run.probe import examine
 from jef_daemon.settings import NEEDS_RESTART, Settings
+from jef_daemon.supervision import Supervision
 
 log = structlog.get_logger()
+
+_RETIRED_EVERY_S = 5.0
+"""How long a job of an action that was taken out stays here, should one come up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +173,99 @@ async def renew_processes(settings: Settings, catalogue: Catalogue, parts: Parts
         settings.jobs.kill_grace_s,
         settings.python_path,
     )
+
+
+# --- the role --------------------------------------------------------------------------------------------
+
+
+class Reloads:
+    """Reloads a daemon whenever it is asked to.
+
+    Args:
+        settings: in force.
+        catalogue: in force.
+        parts: of the daemon.
+        ledger: its.
+        asked: set when a reload is wanted.
+        supervision: told of each, once the daemon is ready.
+        ready: set from then on.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        catalogue: Catalogue,
+        parts: Parts,
+        ledger: SqlLedger,
+        asked: asyncio.Event,
+        supervision: Supervision,
+        ready: asyncio.Event,
+    ) -> None:
+        self._settings, self._catalogue, self._parts, self._ledger = settings, catalogue, parts, ledger
+        self._asked, self._supervision, self._ready = asked, supervision, ready
+        self._retired = asyncio.Event()
+        """Set when actions were taken out, whose waiting jobs are to be handed back."""
+        self.under_way = False
+        self.refused = False
+        """Whether the last one changed nothing, as something was wrong."""
+
+    async def run(self, read_again: Callable[[], Settings]) -> None:
+        """Reload until cancelled. Whatever is wrong with a new configuration, the daemon goes on.
+
+        Args:
+            read_again: reads the settings.
+        """
+        while True:
+            await self._asked.wait()
+            self._asked.clear()
+            self.under_way = True
+            # Before it is ready, READY would say too much, and nobody waits for a reload.
+            if is_told := self._ready.is_set():
+                self._supervision.reloading()
+            self.refused = not await self._reload(read_again)
+            self.under_way = False
+            if is_told:
+                self._supervision.ready()
+
+    async def _reload(self, read_again: Callable[[], Settings]) -> bool:
+        try:
+            wanted = await asyncio.to_thread(read_again)
+            change = await prepare(self._settings, self._catalogue, wanted)
+            await carry_out(change, self._settings, self._catalogue, self._parts, self._ledger)
+        except (JefError, OSError) as error:  # OSError: nothing could be started to look at executors
+            log.error("reload_refused", problem=str(error), consequence="nothing has changed")
+            return False
+        log.info(
+            "reloaded",
+            keys=change.keys,
+            actions_added=change.added,
+            actions_removed=change.removed,
+            actions_changed=change.changed,
+        )
+        if change.restart:
+            stays = "they stay as they were until a restart"
+            log.warning("needs_restart", keys=change.restart, consequence=stays)
+        self._catalogue.tell()
+        if change.removed:
+            self._retired.set()
+        return True
+
+    async def hand_back_retired(self) -> None:
+        """Give the waiting jobs of actions that were taken out to whoever serves them, until cancelled.
+
+        Not once: a delivery that was on its way comes later, and a failure may be retried.
+        """
+        await self._retired.wait()
+        while True:
+            retired = self._catalogue.retired
+            if retired and (executions := await self._ledger.hand_back(retired)):
+                log.info("handed_back", executions=executions, actions=sorted(retired))
+            for name in retired:
+                self._parts.backlog.forget(name)
+            self._retired.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_RETIRED_EVERY_S):
+                    await self._retired.wait()
 
 
 # --- keys ------------------------------------------------------------------------------------------------

@@ -1,9 +1,9 @@
-"""Tells systemd how the daemon is: READY, STATUS, STOPPING, and WATCHDOG only while everything truly answers.
+"""Tells systemd how the daemon is: READY, RELOADING, STOPPING, STATUS, and WATCHDOG only while everything answers.
 
 The protocol of sd_notify(3) is one datagram to the socket that `NOTIFY_SOCKET` names; without it nothing is sent.
-The watchdog is fed from the event loop after the ledger's writer has answered: a loop that hangs, or a writer that
-does, is restarted. A broker that is away or a full disk is neither: the daemon waits for them, and a restart would
-not bring them back.
+The watchdog is fed from the event loop after every part that could hang has answered. A broker that is away or a
+full disk is no hang: the daemon waits for them as it should, says so, and a restart would not bring them back; it
+would interrupt what runs.
 """
 
 from __future__ import annotations
@@ -18,11 +18,17 @@ import structlog
 
 log = structlog.get_logger()
 
-_STATUS_EVERY_S = 5.0
-_ANSWER_WITHIN_S = 10.0
-"""A ledger that takes longer to answer hangs; a stalled one says so and answers."""
+_STATUS_EVERY_S = 1.0
+_ASK_EVERY_S = 5.0
+_PATIENCE_S = 15.0
+"""A part that takes longer to answer hangs. Shorter where the watchdog's time is short."""
+_EXTEND_EVERY_S = 20.0
 _STARTING_LIMIT_S = 60.0
 """Asked of systemd again and again while the broker is waited for at the start."""
+
+
+Answers = Callable[[float], Awaitable[bool]]
+"""Asks a part, for so many seconds at most: True, it works, or waits for something outside as it should."""
 
 
 class Supervision:
@@ -44,6 +50,8 @@ class Supervision:
         usec = environ.get("WATCHDOG_USEC", "") if mine else ""
         self._watchdog_s = int(usec) / 1e6 if usec.isdigit() else 0.0
         self._told = ""
+        self._silent: list[str] = []
+        """Parts that did not answer when they were asked last."""
 
     @property
     def is_supervised(self) -> bool:
@@ -59,46 +67,67 @@ class Supervision:
         # Of the same clock as systemd's own: it drops the READY of an earlier reload by that.
         self._notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
-    def stopping(self) -> None:
+    def stopping(self, status: str) -> None:
         """SIGTERM came."""
-        self._notify("STOPPING=1")
+        self._told = status
+        self._notify(f"STOPPING=1\nSTATUS={status}")
 
     def starting(self) -> None:
-        """Still on the way up, and alive: the broker may take its time."""
+        """Still on the way up (or reloading), and alive: it may take its time."""
         self._notify(f"EXTEND_TIMEOUT_USEC={int(_STARTING_LIMIT_S * 1e6)}")
 
     def status(self, text: str) -> None:
-        """One line for `systemctl status`."""
+        """One line for `systemctl status`; told where it is another one."""
+        text = text.replace("\n", "; ")
         if text != self._told:
             self._told = text
             self._notify(f"STATUS={text}")
 
     async def run(
-        self, status: Callable[[], str], answers: Callable[[], Awaitable[object]], ready: asyncio.Event
+        self, status: Callable[[], str], parts: Mapping[str, Answers], is_steady: Callable[[], bool]
     ) -> None:
         """Tell the status, feed the watchdog, until cancelled.
 
         Args:
-            status: what the daemon does, in a line.
-            answers: done when the parts that could hang have answered.
-            ready: set once requests are consumed.
+            status: what the daemon does, in a line; asked once a second.
+            parts: those that could hang, by name.
+            is_steady: False while it starts or reloads: systemd is asked for time.
         """
         if not self.is_supervised:
             return
-        # systemd advises half of the interval; a third leaves room for one late answer.
-        pause_s = min(_STATUS_EVERY_S, self._watchdog_s / 3) if self._watchdog_s else _STATUS_EVERY_S
+        async with asyncio.TaskGroup() as lines:
+            lines.create_task(self._tell(status, is_steady), name="status")
+            lines.create_task(self._watch(parts), name="watchdog")
+
+    async def feed(self, parts: Mapping[str, Answers]) -> bool:
+        """Ask every part; feed the watchdog if all answer. Returns whether they did."""
+        patience_s = min(_PATIENCE_S, self._watchdog_s / 4) if self._watchdog_s else _PATIENCE_S
+        answers = await asyncio.gather(*(_ask(part, patience_s) for part in parts.values()))
+        silent = [name for name, answered in zip(parts, answers, strict=True) if not answered]
+        if silent and silent != self._silent:
+            log.error("hangs", parts=silent, consequence="the watchdog is not fed")
+        elif self._silent and not silent:
+            log.info("answers_again", parts=self._silent)
+        self._silent = silent
+        if not silent and self._watchdog_s:
+            self._notify("WATCHDOG=1")
+        return not silent
+
+    async def _tell(self, status: Callable[[], str], is_steady: Callable[[], bool]) -> None:
+        extended_at = -_EXTEND_EVERY_S
         while True:
             self.status(status())
-            if not ready.is_set():
+            now = time.monotonic()
+            if not is_steady() and now - extended_at >= _EXTEND_EVERY_S:
+                extended_at = now
                 self.starting()
-            try:
-                async with asyncio.timeout(_ANSWER_WITHIN_S):
-                    await answers()
-            except TimeoutError:
-                log.error("ledger_hangs", consequence="the watchdog is not fed")
-            else:
-                if self._watchdog_s:
-                    self._notify("WATCHDOG=1")
+            await asyncio.sleep(_STATUS_EVERY_S)
+
+    async def _watch(self, parts: Mapping[str, Answers]) -> None:
+        # systemd advises half of the interval; a third leaves room for one late answer.
+        pause_s = min(_ASK_EVERY_S, self._watchdog_s / 3) if self._watchdog_s else _ASK_EVERY_S
+        while True:
+            await self.feed(parts)
             await asyncio.sleep(pause_s)
 
     def _notify(self, message: str) -> None:
@@ -108,3 +137,11 @@ class Supervision:
             self._socket.sendto(message.encode(), self._address)
         except OSError as error:
             log.debug("systemd_not_told", message=message, reason=str(error))
+
+
+async def _ask(part: Answers, patience_s: float) -> bool:
+    try:
+        async with asyncio.timeout(2 * patience_s):  # of one that does not keep to its time
+            return await part(patience_s)
+    except TimeoutError:
+        return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Self, cast
@@ -50,6 +51,9 @@ from jef_daemon.ports import (
     Silence,
     SystemClock,
 )
+
+_TRIES_WITHIN_S = 60.0
+"""A stalled ledger is tried every few seconds; each try may take a while."""
 
 
 class SqlLedger:
@@ -141,6 +145,15 @@ class SqlLedger:
     def identity(self) -> str:
         """The ledger's own name, 12 hexadecimal digits, for its life."""
         return self._terms.identity
+
+    async def is_alive(self, patience_s: float) -> bool:
+        """Whether the writer commits, or tries again and again to; False: it hangs."""
+        if self.stalled is None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(patience_s):
+                    await self.answers()
+                    return True
+        return self.stalled is not None and self._clock.monotonic() - self._running.tried_at < _TRIES_WITHIN_S
 
     @property
     def stalled(self) -> LedgerUnavailable | None:

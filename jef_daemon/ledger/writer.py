@@ -82,6 +82,8 @@ class Writer:
         """Told of each transaction; None: nobody counts, and nothing is gathered."""
         self.stalled: LedgerUnavailable | None = None
         """Set while the ledger takes no writes."""
+        self.tried_at = clock.monotonic()
+        """When a ledger that takes no writes was tried last."""
         self.transactions = 0
         self.operations = 0
 
@@ -199,6 +201,7 @@ class Writer:
         self._loop.call_soon_threadsafe(self._deliver, batch, results, outbox)
 
     def _stall(self, error: DBAPIError) -> None:
+        self.tried_at = self._clock.monotonic()
         if self.stalled is None:
             self.stalled = LedgerUnavailable(explain(error, self._engine.url))
             log.error("ledger_unavailable", detail=str(self.stalled), consequence="waiting; nothing is lost")

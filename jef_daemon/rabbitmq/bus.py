@@ -7,6 +7,7 @@ not for each try.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 
 import structlog
@@ -16,7 +17,7 @@ from jef_daemon.config import masked
 from jef_daemon.errors import BrokerError
 from jef_daemon.names import WATCHED as WATCHED_HEADER
 from jef_daemon.names import Names
-from jef_daemon.ports import Delivery, Outgoing
+from jef_daemon.ports import Clock, Delivery, Outgoing, SystemClock
 from jef_daemon.rabbitmq.refusals import meaning, reason
 from jef_daemon.rabbitmq.session import OnDelivery, Session, connect, group_of, queues_of
 from jef_daemon.rabbitmq.topology import LOCKS, WATCHED, Topology
@@ -27,6 +28,10 @@ log = structlog.get_logger()
 _CONNECT_TIMEOUT_S = 15.0
 _SET_UP_S = 15.0
 _FIRST_PAUSE_S = 0.2
+_LET_GO_S = 10.0
+"""For a connection that is of no use any more to be closed."""
+_MARGIN_S = 15.0
+"""On top of all that a try to connect may take: after that the bus hangs."""
 
 
 class RabbitBus:
@@ -45,6 +50,7 @@ class RabbitBus:
         name: how the broker's lists call this connection.
         ledger: the ledger's own name: for the answers to its jobs' locks, and the locks that are kept in it.
         watches_only: it only hears statuses and tells some; nothing else is declared.
+        clock: to see that the bus gets on.
     """
 
     def __init__(
@@ -58,6 +64,7 @@ class RabbitBus:
         ledger: str | None = None,
         *,
         watches_only: bool = False,
+        clock: Clock | None = None,
     ) -> None:
         self._names = names
         self._ledger = ledger
@@ -75,6 +82,11 @@ class RabbitBus:
         self._changing = asyncio.Lock()
         self._has_been_connected = False
         self._stopping = False
+        self._clock = clock or SystemClock()
+        self._moved_at = self._clock.monotonic()
+        """When it got on last: a try to connect, a connection that came or went, an answer of the broker."""
+        self.is_blocked = False
+        """Whether the broker takes no messages just now, as it said itself: it is short of memory or disk."""
         self.reconnects = 0
         self.locks_kept_by = ""
         """The ledger that keeps the locks of this prefix, once it is known to be another one."""
@@ -103,20 +115,23 @@ class RabbitBus:
         while True:
             session = await self._connect()
             self._has_been_connected = True
+            self._move()
             self._connected.set()
             log.info("broker_connected", broker=self._where, session=session.number)
+            # Beside the wait for its end: a broker that falls silent must not keep us from seeing that.
+            changing = asyncio.create_task(self._change_all(), name="consumers")
             try:
-                for source in self._queues:  # what was paused or resumed while the session was set up
-                    await self._change(source)
                 error = await session.wait_broken()
             finally:
+                changing.cancel()
                 self._connected.clear()
             self._session = None
+            self._move()
             if self._stopping:
                 return
             self.reconnects += 1
             log.warning("broker_lost", broker=self._where, reason=reason(error) if error else "closed")
-            await session.discard()
+            await _let_go(session)
 
     async def _connect(self) -> Session:
         settings = self._settings
@@ -153,6 +168,7 @@ class RabbitBus:
 
     async def _open_session(self) -> Session:
         session = None
+        self._move()
         try:
             connection = await connect(self._url, self._settings, self._name, _CONNECT_TIMEOUT_S)
             session = Session(connection, self._settings, self._on_delivery, self._names.prefix)
@@ -167,7 +183,7 @@ class RabbitBus:
         except Exception as error:  # noqa: BLE001 - the client raises what it likes; told and tried again
             self._session = None
             if session is not None:
-                await session.discard()
+                await _let_go(session)
             raise meaning(error, self._where) or error from None
         return session
 
@@ -175,6 +191,36 @@ class RabbitBus:
         if isinstance(error, BrokerError):
             return self._has_been_connected
         return isinstance(error, Exception)
+
+    async def answers(self, patience_s: float) -> bool:
+        """Whether the bus works, or waits for the broker as it should; False: it hangs.
+
+        Connected, the broker is asked something; where no answer comes the connection is given up, so that what was
+        wrong is the broker's if it goes on being silent, and ours if no other connection is tried. Without a
+        connection, tries must follow one another.
+        """
+        session = self._session
+        if session is not None and not session.is_broken and self._connected.is_set():
+            try:
+                async with asyncio.timeout(patience_s):
+                    await session.answers()
+            except Exception as error:  # noqa: BLE001  the client raises what it likes; it is no answer
+                self.is_blocked = await session.is_blocked()
+                if not self.is_blocked:
+                    log.warning(
+                        "broker_silent", reason=reason(error), consequence="another connection is tried"
+                    )
+                    session.give_up(f"no answer within {patience_s:g} s")
+            else:
+                self.is_blocked = False
+            if self.is_blocked or not session.is_broken:
+                self._move()
+        settings = self._settings
+        tries_s = settings.reconnect_max_s + _CONNECT_TIMEOUT_S + _SET_UP_S + _LET_GO_S
+        return self._clock.monotonic() - self._moved_at < tries_s + _MARGIN_S
+
+    def _move(self) -> None:
+        self._moved_at = self._clock.monotonic()
 
     # --- the port ----------------------------------------------------------------------------------------
 
@@ -255,6 +301,11 @@ class RabbitBus:
             self._names, actions, settings.queue_type, self._ledger, watches_only=self._watches_only
         )
 
+    async def _change_all(self) -> None:
+        """What was paused or resumed while the session was set up."""
+        for source in self._queues:
+            await self._change(source)
+
     async def _change(self, source: str) -> None:
         async with self._changing:
             session = self._session
@@ -297,3 +348,10 @@ class RabbitBus:
             )
         self.locks_kept_by = "" if is_ours else keeper
         return is_ours
+
+
+async def _let_go(session: Session) -> None:
+    """Close what is left of a session; one whose socket takes nothing any more is not waited for."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_LET_GO_S):
+            await session.discard()

@@ -74,6 +74,8 @@ class Session:
         """Of consumers, by group: whoever acknowledges up to a tag has a channel of its own."""
         self._publisher: Publisher | None = None
         self._replies: Publisher | None = None
+        self._asking: aiormq.Channel | None = None
+        """Where the broker is asked whether it answers."""
         connection.close_callbacks.add(lambda _, error: self._break(error))
 
     async def set_up(self, topology: Topology) -> None:
@@ -240,6 +242,28 @@ class Session:
     def is_broken(self) -> bool:
         """Whether it has ended."""
         return self._broken.done()
+
+    async def answers(self) -> None:
+        """Return once the broker has answered a question: our tasks, the connection and the broker all work."""
+        if self._asking is None:
+            self._asking = await self._open_channel(confirms=False)
+        # The cheapest of all questions, which nobody needs a permission for.
+        await self._asking.basic_qos(prefetch_count=1)
+
+    async def is_blocked(self) -> bool:
+        """Whether the broker has said that it takes nothing from us for the time being (`connection.blocked`)."""
+        underlay = self._connection.transport and self._connection.transport.connection
+        try:
+            async with asyncio.timeout(0):
+                if underlay is not None:
+                    await underlay.ready()
+        except TimeoutError:
+            return True
+        return False
+
+    def give_up(self, why: str) -> None:
+        """Be of no use any more."""
+        self._break(ConnectionError(why))
 
     async def discard(self) -> None:
         """Let go of a broken one."""

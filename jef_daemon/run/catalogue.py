@@ -18,6 +18,7 @@ from importlib.metadata import entry_points
 from types import ModuleType
 from typing import Any
 
+import structlog
 from pydantic import BaseModel, ValidationError
 
 from jef_daemon.errors import ExecutorNotLoaded
@@ -26,6 +27,8 @@ from jef_daemon.retry import RetryPolicy
 from jef_daemon.sdk import ActionExecutor
 from jef_daemon.settings import Action as ActionSettings
 from jef_daemon.settings import Settings
+
+log = structlog.get_logger()
 
 ENTRY_POINTS = "jef_daemon.actions"
 _TOUCH_FILES = frozenset({"jef_daemon.actions.checksum:Checksum", "jef_daemon.actions.copy:Copy"})
@@ -95,6 +98,20 @@ class Catalogue:
     def retired(self) -> frozenset[str]:
         """Those that were served once and are not any more."""
         return frozenset(self.known.keys() - self.served.keys())
+
+    def tell(self) -> None:
+        """Say in the log which are not served, or not for long."""
+        for action in self.all.values():
+            if action.problem:
+                log.error(
+                    "action_not_served",
+                    action=action.name,
+                    problem=action.problem,
+                    consequence="its requests wait",
+                )
+            elif action.scope in {"DEPRECATED", "OBSOLETE"}:
+                consequence = "it still runs" if action.scope == "DEPRECATED" else "its requests are refused"
+                log.warning("action_scope", action=action.name, scope=action.scope, consequence=consequence)
 
     def become(self, new: Catalogue) -> None:
         """Be as another one from now on."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ import pytest
 
 from tests.support.amqp import Client
 from tests.support.process import ROOT, DaemonProcess
+from tests.support.proxy import Proxy
 
 UNITS = ["jef-daemon.service", "jef-daemon@.service"]
 
@@ -77,8 +80,48 @@ async def test_systemd_hears_how_it_goes(daemon: DaemonProcess, client: Client, 
     for _ in range(3):
         await asyncio.to_thread(systemd.hear, "WATCHDOG=1")
     daemon.signal(signal.SIGTERM)
-    await asyncio.to_thread(systemd.hear, "STOPPING=1")
+    told = await asyncio.to_thread(systemd.hear, "STOPPING=1")
+    assert re.fullmatch(r"STOPPING=1\nSTATUS=stopping: 1 still running, [45] s left", told)
     assert await asyncio.to_thread(daemon.wait, 60) == 0
+
+
+async def test_a_broker_that_is_silent_or_away_is_waited_for(
+    daemon: DaemonProcess, systemd: Systemd, amqp_url: str
+) -> None:
+    """The watchdog is fed all the time, a restart would not bring the broker; the status says what is the matter."""
+    async with Proxy(amqp_url) as way:
+        daemon.url = way.url
+        daemon.configure(bus={"reconnect_max_s": 0.5})
+        await asyncio.to_thread(start, daemon, systemd, 2.0)
+        await asyncio.to_thread(systemd.hear, "READY=1")
+        for trouble in (way.freeze, way.cut):
+            trouble()
+            await asyncio.to_thread(
+                systemd.hear, "STATUS=0 running, 0 queued, 0 waiting for locks, broker reconn"
+            )
+            systemd.drop()
+            for _ in range(3):
+                await asyncio.to_thread(systemd.hear, "WATCHDOG=1")
+            way.mend()
+            await asyncio.to_thread(systemd.hear, "STATUS=0 running, 0 queued, 0 waiting for locks")
+        assert daemon.stop() == 0
+    lost = [line["reason"] for line in daemon.events() if line["event"] == "broker_lost"]
+    assert lost[0] == "no answer within 0.5 s"
+
+
+async def test_a_ledger_that_takes_no_writes_is_waited_for(
+    daemon: DaemonProcess, client: Client, systemd: Systemd
+) -> None:
+    """Somebody holds its lock: the status has the ledger's sentence, and the watchdog is fed."""
+    start(daemon, systemd, 6.0)
+    await asyncio.to_thread(systemd.hear, "READY=1")
+    with contextlib.closing(sqlite3.connect(daemon.folder / "data" / "ledger.db")) as other:
+        other.execute("BEGIN IMMEDIATE")
+        told = await asyncio.to_thread(systemd.hear, "STATUS=0 running, 0 queued, 0 waiting for locks, ")
+        assert "ledger" in told
+        for _ in range(2):
+            await asyncio.to_thread(systemd.hear, "WATCHDOG=1")
+    await asyncio.to_thread(systemd.hear, "STATUS=0 running, 0 queued, 0 waiting for locks")
 
 
 async def test_a_daemon_that_hangs_does_not_feed_the_watchdog(
