@@ -29,7 +29,7 @@ from jef_daemon.lock.requests import (
 )
 from jef_daemon.lock.state import Among, LockView, Mode
 from jef_daemon.testing.locks import MemoryLocks
-from tests.support.lock_machine import LockMachine, Store, depth
+from tests.support.lock_machine import LockMachine, Store, depth, marked
 from tests.support.stored_locks import StoredLocks, fresh
 
 NOW = 1000.0
@@ -85,8 +85,7 @@ def history_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     StoredMachine.engine.dispose()
 
 
-# A failure is made small before it is told, which takes longer than a test may elsewhere.
-TestHistories = pytest.mark.timeout(600)(pytest.mark.usefixtures("history_engine")(StoredMachine.TestCase))
+TestHistories = pytest.mark.usefixtures("history_engine")(marked(StoredMachine.TestCase))
 
 
 # --- each read, on both ------------------------------------------------------------------------------------

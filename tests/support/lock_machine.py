@@ -15,7 +15,9 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypedDict, TypeVar
+from unittest import TestCase
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -595,3 +597,12 @@ def depth(examples: int, deep: int) -> settings:
         deadline=None,
         report_multiple_bugs=False,
     )
+
+
+def marked(case: type[TestCase]) -> type[TestCase]:
+    """A machine's test, with the marks it needs."""
+    # A failure is made small before it is told, which takes longer than a test may elsewhere. Measuring coverage
+    # makes it three times as slow, and tells nothing that the other tests of the locks do not.
+    for mark in (pytest.mark.timeout(600), pytest.mark.long, pytest.mark.no_cover):
+        case = mark(case)
+    return case

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
-
 from jef_daemon.lock.requests import Limits
 from jef_daemon.testing.locks import MemoryLocks
-from tests.support.lock_machine import LockMachine, Store, depth
+from tests.support.lock_machine import LockMachine, Store, depth, marked
 
 
 class MemoryMachine(LockMachine):
@@ -17,5 +15,4 @@ class MemoryMachine(LockMachine):
 
 
 MemoryMachine.TestCase.settings = depth(60, 1500)
-# A failure is made small before it is told, which takes longer than a test may elsewhere.
-TestLocks = pytest.mark.timeout(600)(MemoryMachine.TestCase)
+TestLocks = marked(MemoryMachine.TestCase)

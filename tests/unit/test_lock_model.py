@@ -19,6 +19,7 @@ missing = [tool for tool in ("spin", "cc") if shutil.which(tool) is None]
 pytestmark = [
     pytest.mark.skipif(bool(missing), reason=f"needs {' and '.join(missing)}: apt-get install spin gcc"),
     pytest.mark.timeout(600),
+    pytest.mark.long,
 ]
 deep = pytest.mark.skipif(
     os.environ.get("HYPOTHESIS_PROFILE") != "ci", reason="takes a minute: HYPOTHESIS_PROFILE=ci"
