@@ -107,6 +107,7 @@ if [ "${1:-}" = --tests ]; then
   command -v node >/dev/null || missing+=(nodejs)
   command -v npm >/dev/null || missing+=(npm)
   command -v spin >/dev/null || missing+=(spin)
+  command -v faketime >/dev/null || missing+=(faketime)
   command -v systemd-analyze >/dev/null || missing+=(systemd)
   command -v cc >/dev/null || missing+=(gcc libc6-dev)
   if [ ${#missing[@]} -gt 0 ]; then

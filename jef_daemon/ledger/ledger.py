@@ -202,9 +202,14 @@ class SqlLedger:
 
     # --- locks -------------------------------------------------------------------------------------------
 
-    def deciding(self, requests: Sequence[Request]) -> asyncio.Future[set[str]]:
-        """The lock service's part: decide requests and post the answers; returns resources whose queue moved."""
-        return self._running.submit("decide", requests)
+    def deciding(self, requests: Sequence[Request], now: float | None = None) -> asyncio.Future[set[str]]:
+        """The lock service's part: decide requests and post the answers; returns resources whose queue moved.
+
+        Args:
+            requests: in their order.
+            now: UTC seconds, where leases count by another clock than the ledger's.
+        """
+        return self._running.submit("decide", (requests, now))
 
     def hearing(self, heard: Sequence[Heard]) -> asyncio.Future[list[Lost]]:
         """A daemon's part: take the service's answers in; returns running attempts that lost their locks."""
@@ -214,6 +219,10 @@ class SqlLedger:
         """Let no lease end within a time: while the service was away nobody could renew."""
         until = self._clock.now() + grace_s
         await self._other(lambda transaction: locking.store_of(transaction).take_over(until))
+
+    async def shift_locks(self, by_s: float) -> None:
+        """Let leases last as long as before: the wall clock was set."""
+        await self._other(lambda transaction: locking.store_of(transaction).shift(by_s))
 
     async def tell_places(self, resources: Sequence[str], listeners: str, most: int) -> None:
         """Tell the first waiters of resources where they stand; those whose `reply_to` begins with `listeners`."""

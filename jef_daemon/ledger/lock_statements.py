@@ -125,6 +125,8 @@ PROLONG_WAITERS = (
     .where(_WAITERS.wait_until < bindparam("least"))
     .values(wait_until=bindparam("least"))
 )
+SHIFT_GRANTS = update(schema.lock_grants).values(lease_until=_GRANTS.lease_until + bindparam("by"))
+SHIFT_WAITERS = update(schema.lock_waiters).values(wait_until=_WAITERS.wait_until + bindparam("by"))
 PUT_HISTORY = insert(schema.lock_history)
 PURGE = delete(schema.lock_history).where(
     schema.lock_history.c.number.in_(

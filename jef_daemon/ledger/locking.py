@@ -12,15 +12,15 @@ from jef_daemon.lock.requests import Reply, Request
 from jef_daemon.ports import Heard, Lost
 
 
-def store_of(transaction: Transaction) -> LockStore:
-    """The lock service's store."""
-    terms = transaction.terms
-    return LockStore(transaction.connection, transaction.now, terms.lock_limits, transaction.count)
+def store_of(transaction: Transaction, now: float | None = None) -> LockStore:
+    """The lock service's store, at a time; None: the transaction's."""
+    now = transaction.now if now is None else now
+    return LockStore(transaction.connection, now, transaction.terms.lock_limits, transaction.count)
 
 
-def decide(transaction: Transaction, requests: Sequence[Request]) -> set[str]:
+def decide(transaction: Transaction, requests: Sequence[Request], now: float | None) -> set[str]:
     """The lock service's part: decide requests, post the answers; returns resources whose queue moved."""
-    store = store_of(transaction)
+    store = store_of(transaction, now)
     _answer(transaction, store.run(requests))
     return store.touched
 

@@ -256,7 +256,7 @@ _RUN: dict[str, Callable[[Transaction, list[Any]], list[Any]]] = {
     "save": lambda transaction, arguments: [calling.save(transaction, *saved) for saved in arguments],
     "apply": lambda transaction, arguments: transaction.apply(arguments),
     "decide": lambda transaction, arguments: [
-        locking.decide(transaction, requests) for requests in arguments
+        locking.decide(transaction, requests, now) for requests, now in arguments
     ],
     "hear": lambda transaction, arguments: [locking.hear(transaction, heard) for heard in arguments],
     "claim": lambda transaction, arguments: [claiming.claim(transaction, capacity) for capacity in arguments],

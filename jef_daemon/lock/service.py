@@ -35,7 +35,7 @@ _CLOCK_STEP_S = 5.0
 class LockLedger(Protocol):
     """The part of a ledger that the service needs."""
 
-    def deciding(self, requests: Sequence[Request]) -> asyncio.Future[set[str]]:
+    def deciding(self, requests: Sequence[Request], now: float | None) -> asyncio.Future[set[str]]:
         """See `SqlLedger.deciding`."""
         ...
 
@@ -45,6 +45,10 @@ class LockLedger(Protocol):
 
     async def take_over_locks(self, grace_s: float) -> None:
         """See `SqlLedger.take_over_locks`."""
+        ...
+
+    async def shift_locks(self, by_s: float) -> None:
+        """See `SqlLedger.shift_locks`."""
         ...
 
     async def tell_places(self, resources: Sequence[str], listeners: str, most: int) -> None:
@@ -149,7 +153,7 @@ class LockService:
         return wire.decode(delivery.body, self.max_body_bytes, delivery.reply_to, delivery.correlation_id)
 
     async def _decide(self, requests: Sequence[tuple[Delivery, Request]]) -> None:
-        deciding = self._ledger.deciding([request for _, request in requests])
+        deciding = self._ledger.deciding([request for _, request in requests], self._now())
         try:
             self._touched |= await deciding
         except Exception as error:  # noqa: BLE001  whatever one request did to the store, the others go on
@@ -195,20 +199,28 @@ class LockService:
     async def _take_over(self, session: int) -> None:
         """Prolong leases once for each connection, and when the wall clock was set."""
         skew = self._clock.now() - self._clock.monotonic()
-        was_set = abs(skew - self._skew) > _CLOCK_STEP_S
+        by_s = skew - self._skew
+        self._skew = skew
+        was_set = abs(by_s) > _CLOCK_STEP_S
         if session == self._session and not was_set:
             return
+        self._session = session
         if was_set:
-            log.warning("clock_set", by_s=round(skew - self._skew, 1), consequence="leases are prolonged")
-        self._session, self._skew = session, skew
+            log.warning("clock_set", by_s=round(by_s, 1), consequence="leases last as long as before")
+            await self._ledger.shift_locks(by_s)
+        # A suspended machine looks like a clock that was set, and nobody could renew meanwhile.
         await self._ledger.take_over_locks(self.takeover_grace_s)
+
+    def _now(self) -> float:
+        """The wall clock as it was last minded: by one that is set just now, no lease may end."""
+        return self._skew + self._clock.monotonic()
 
     async def _end_leases(self) -> None:
         while True:
             await asyncio.sleep(_TICK_S)
             if session := self._bus.session:
                 await self._take_over(session)
-                self._touched |= await self._ledger.deciding([Expire()])
+                self._touched |= await self._ledger.deciding([Expire()], self._now())
 
     async def _tell_places(self) -> None:
         while True:

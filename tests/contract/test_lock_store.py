@@ -393,6 +393,19 @@ def test_no_lease_ends_within_the_grace_of_a_takeover(engine: Engine) -> None:
         assert sorted(ended) == ["a", "c"]
 
 
+def test_leases_last_as_long_when_the_clock_was_set(engine: Engine) -> None:
+    """Their ends move with it, those of who waits too."""
+    run(engine, ask("a", ("x", X), lease_s=500.0), ask("b", ("x", X), lease_s=400.0))
+    with engine.begin() as connection:
+        LockStore(connection, NOW - 3600, LIMITS).shift(-3600.0)
+    with engine.begin() as connection:
+        store = LockStore(connection, NOW - 3600, LIMITS)
+        assert store.grants_of("a")[0].lease_until == NOW - 3600 + 500
+        waiter = store.waiter_of("b")
+        assert waiter is not None
+        assert waiter.wait_until == NOW - 3600 + 400
+
+
 def lines(engine: Engine) -> list[tuple[Any, ...]]:
     """The locks' history."""
     columns = schema.lock_history.c

@@ -115,7 +115,7 @@ class Client:
         request = {"executionId": execution_id, "configuration": configuration or {}, **more}
         await self.publish(action, json.dumps(request).encode())
 
-    async def until(self, is_true: Callable[[], bool], within_s: float = 30) -> None:
+    async def until(self, is_true: Callable[[], bool], within_s: float = 60) -> None:
         """Wait until something is true of what was told."""
         async with asyncio.timeout(within_s):
             while not is_true():
@@ -123,7 +123,7 @@ class Client:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._changed.wait(), 0.2)
 
-    async def end_of(self, execution_id: str, within_s: float = 30) -> dict[str, Any]:
+    async def end_of(self, execution_id: str, within_s: float = 60) -> dict[str, Any]:
         """The final notification of a job."""
         try:
             await self.until(lambda: any(told["status"] in ENDS for told in self.of(execution_id)), within_s)

@@ -118,7 +118,7 @@ class DaemonProcess:
         if ready:
             self.wait_for("ready", begin)
 
-    def wait_for(self, event: str, begin: int = 0, within_s: float = 30) -> dict[str, Any]:
+    def wait_for(self, event: str, begin: int = 0, within_s: float = 60) -> dict[str, Any]:
         """Wait for a log event behind a position of the log."""
         until = time.monotonic() + within_s
         while time.monotonic() < until:
@@ -151,12 +151,12 @@ class DaemonProcess:
             self.signal(signal.SIGKILL)
             self.process.wait()
 
-    def stop(self, within_s: float = 30) -> int:
+    def stop(self, within_s: float = 60) -> int:
         """SIGTERM; returns the exit code."""
         self.signal(signal.SIGTERM)
         return self.wait(within_s)
 
-    def wait(self, within_s: float = 30) -> int:
+    def wait(self, within_s: float = 60) -> int:
         """Wait for its end; returns the exit code."""
         if self.process is None:
             raise AssertionError("it was not started")
