@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from time import monotonic
 from typing import Protocol
 
 import structlog
@@ -118,7 +118,7 @@ class Notifier:
             self._lost = True
             self._changed.set()
             return False
-        handed_at = time.monotonic()
+        handed_at = monotonic()
         self._sent_up_to = batch[-1].id
         self._unconfirmed += len(batch)
         task = asyncio.create_task(self._confirm(batch, confirmed, handed_at), name="confirm")
@@ -135,7 +135,7 @@ class Notifier:
             self._lost = True
         else:
             if self.on_confirmed is not None:
-                self.on_confirmed(time.monotonic() - handed_at)
+                self.on_confirmed(monotonic() - handed_at)
             # Closed without having taken writes again: told once more after the next start.
             with contextlib.suppress(LedgerUnavailable):
                 await self._ledger.confirm([message.id for message in batch])

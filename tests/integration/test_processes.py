@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from jef_daemon.lifecycle import Completed, Failed
+from jef_daemon.lifecycle import Completed, Event, Failed
 from jef_daemon.run import probe
 from jef_daemon.run.boundary import JobInput
 from jef_daemon.run.catalogue import ActionSpec
@@ -98,6 +98,43 @@ async def test_a_job_that_is_cancelled_before_its_process_is_there_leaves_none(t
         await pool.close()
 
 
+async def test_processes_that_are_replaced_are_counted_by_why(tmp_path: Path) -> None:
+    """One that crashed, one that was stopped; those that did their job go on."""
+    pool = ProcessPool(1, 0, 1.0, [tmp_path, ROOT])
+    await pool.start()
+    text = f"""
+import os, pathlib, time
+from jef_daemon import ActionExecutor
+class C(ActionExecutor):
+    def execute(self, context):
+        if context.execution_id == "crashes":
+            os._exit(1)
+        if context.execution_id == "hangs":
+            pathlib.Path({str(tmp_path)!r}, "begun").touch()
+            time.sleep(600)
+"""
+    one = spec(tmp_path, "pooled_ended", text)
+
+    async def perform(name: str) -> Event | None:
+        job = JobInput(execution_id=name, action="c", configuration={}, scratch=str(tmp_path / "scratch"))
+        return await pool.perform(one, job, lambda percent, message: None)
+
+    try:
+        assert await perform("works") == await perform("again") == Completed()
+        assert pool.restarts == {}
+        assert isinstance(await perform("crashes"), Failed)
+        assert pool.restarts == {"crashed": 1}
+        hangs = asyncio.create_task(perform("hangs"))
+        while not (tmp_path / "begun").exists():
+            await asyncio.sleep(0.02)
+        hangs.cancel()
+        await asyncio.wait({hangs})
+        assert pool.restarts == {"crashed": 1, "stopped": 1}
+        assert await perform("works") == Completed()
+    finally:
+        await pool.close()
+
+
 def _processes() -> int:
     return len(psutil.Process().children(recursive=True))
 
@@ -134,6 +171,7 @@ class C(ActionExecutor):
         [fresh] = pool._idle
         assert fresh is not idle
         assert not idle.is_alive
+        assert pool.restarts == {"renewed": 2}
         (tmp_path / "open").touch()
         assert await works == "old"
         assert pool._idle == [fresh], "the one that worked is not used again"

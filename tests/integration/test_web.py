@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import sqlite3
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import aio_pika
 import httpx
 import psutil
 import pytest
@@ -22,6 +25,7 @@ from tests.support.http import client_of, free_port
 from tests.support.process import DaemonProcess
 
 OPERATOR = "an-operators-token-of-this-test"
+PARTS = {"daemon", "broker", "ledger", "lock service", "watcher"}
 
 
 @dataclass
@@ -40,6 +44,8 @@ async def web(daemon: DaemonProcess) -> AsyncIterator[Port]:
     token.write_text(OPERATOR + "\n")
     token.chmod(0o600)
     port = free_port()
+    silent = "[actions.silent]\nexecutor = 'tests.support.executors:Farm'\nupdate_timeout_s = 1.0\n"
+    daemon.configure(silent)
     daemon.start(JEF_HTTP_PORT=str(port), JEF_HTTP_TOKEN_FILE=str(token))
     async with client_of(port) as anybody, client_of(port, OPERATOR) as operator:
         yield Port(port, anybody, operator)
@@ -53,7 +59,10 @@ async def launched(client: Client, execution_id: str = "1") -> str:
     return token
 
 
-async def metrics(web: Port) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+async def metrics(web: Port) -> Samples:
     """Every sample, by name and labels."""
     text = (await web.anybody.get("/metrics")).text
     return {
@@ -112,6 +121,19 @@ async def test_what_is_no_update_is_refused(web: Port, client: Client) -> None:
     assert client.statuses("1")[-1] == "RUNNING"
     found = await metrics(web)
     assert found["jef_updates_total", (("outcome", "refused"),)] == 3
+    assert refused(found) == {"stale-token": 2, "unknown-execution": 1, "malformed": 8, "no-token": 1}
+    exchange = client.channel.default_exchange
+    await exchange.publish(aio_pika.Message(b"no json"), f"{client.prefix}.updates")
+    await client.dead_letters(1)
+    while (told := refused(await metrics(web)))["malformed"] < 9:
+        await asyncio.sleep(0.05)
+    assert told == {"stale-token": 2, "unknown-execution": 1, "malformed": 9, "no-token": 1}
+
+
+def refused(found: Samples) -> dict[str, float]:
+    """Updates that did not count, by reason."""
+    name = "jef_updates_refused_total"
+    return {labels[0][1]: value for (each, labels), value in found.items() if each == name and value}
 
 
 async def test_a_body_without_end_is_cut_off(web: Port) -> None:
@@ -218,7 +240,7 @@ async def test_readiness_tells_each_part(own_broker: PrivateBroker, prefix: str,
         async with client_of(port) as anybody:
             ready = await anybody.get("/readyz")
             assert (ready.status_code, ready.json()["ready"]) == (200, True)
-            assert set(ready.json()["parts"]) == {"daemon", "broker", "ledger", "lock service", "watcher"}
+            assert set(ready.json()["parts"]) == PARTS
             await asyncio.to_thread(own_broker.stop)
             without = await until(anybody, 503)
             assert without["parts"]["broker"] == {"works": False, "word": "not connected"}
@@ -274,6 +296,10 @@ async def test_metrics_tell_what_happened(web: Port, client: Client) -> None:
     await client.submit("quick", "an-id-of-a-job")
     await client.dead_letters(1)
     await client.until(lambda: "RUNNING" in client.statuses("s"))
+    await client.submit("silent", "late", {"how": "updates"})
+    await client.until(lambda: client.statuses("late")[-1:] == ["TIMED_OUT"])
+    await client.submit("broken", "crashes", {"how": "os-exit"})
+    await client.end_of("crashes")
     await web.anybody.post("/executions/1/updates", json={"status": "RUNNING", "token": token})
     again = ("jef_jobs_received_total", (("action", "quick"), ("outcome", "finished")))
     while not (found := await metrics(web)).get(again) or not found["jef_event_loop_lag_seconds_count", ()]:
@@ -283,7 +309,7 @@ async def test_metrics_tell_what_happened(web: Port, client: Client) -> None:
         ("jef_jobs_received_total", {"action": "quick", "outcome": "finished"}, 1),
         ("jef_messages_refused_total", {"reason": "not-json"}, 1),
         ("jef_jobs_finished_total", {"action": "quick", "status": "COMPLETED"}, 1),
-        ("jef_jobs_finished_total", {"action": "broken", "status": "FAILED"}, 1),
+        ("jef_jobs_finished_total", {"action": "broken", "status": "FAILED"}, 2),
         ("jef_job_duration_seconds_count", {"action": "quick", "status": "COMPLETED"}, 1),
         ("jef_job_wait_seconds_count", {"action": "slow"}, 1),
         ("jef_jobs", {"action": "slow", "status": "RUNNING"}, 1),
@@ -294,16 +320,37 @@ async def test_metrics_tell_what_happened(web: Port, client: Client) -> None:
         ("jef_broker_connected", {}, 1),
         ("jef_ledger_stalled", {}, 0),
         ("jef_locks_held", {"mode": "EXCLUSIVE"}, 0),
+        ("jef_progress_total", {"action": "farm"}, 2),  # at its launch, and the update
+        ("jef_notifications_total", {"status": "COMPLETED"}, 2),
+        ("jef_notifications_total", {"status": "TIMED_OUT"}, 1),
+        ("jef_jobs_timed_out_total", {"action": "silent", "clock": "update"}, 1),
+        ("jef_watcher_lateness_seconds_count", {}, 1),
+        (
+            "jef_watcher_watched",
+            {},
+            1,
+        ),  # the job that runs outside; the silent one is not waited for any more
+        ("jef_pool_restarts_total", {"cause": "crashed"}, 1),
+        ("jef_locks_lost_total", {}, 0),
+        *(("jef_part_works", {"part": part}, 1) for part in PARTS),
     ]:
         assert found[name, tuple(sorted(labels.items()))] == value, name
     assert found["jef_ledger_transaction_seconds_count", ()] > 5
     assert 0 < found["jef_ledger_transaction_seconds_sum", ()] < 60
+    assert found["jef_publish_seconds_count", ()] > 5
+    assert 0 <= found["jef_watcher_lateness_seconds_sum", ()] < 60
+    assert 0 <= found["jef_watcher_lag_seconds", ()] < 60
+    assert 0 <= found["jef_outbox_age_seconds", ()] < 60
     text = (await web.anybody.get("/metrics")).text
     assert f'prefix="{client.prefix}"' in text
     assert "an-id-of-a-job" not in text
     families = {family.name: family.type for family in text_string_to_metric_families(text)}
     ours = {name: kind for name, kind in families.items() if name.startswith("jef_")}
     assert ours == {one.name.removesuffix("_total"): one.kind for one in DEFINITIONS}
+    labelled = {each: [label for label, _ in pairs] for each, pairs in found}
+    for one in DEFINITIONS:  # by action, one is there once it is counted
+        told = labelled.get(one.name if one.kind != "histogram" else f"{one.name}_count")
+        assert told == sorted(one.labels) or (told is None and one.labels == ("action",)), one.name
 
 
 async def test_locks_are_counted(web: Port, client: Client) -> None:
@@ -316,6 +363,37 @@ async def test_locks_are_counted(web: Port, client: Client) -> None:
     found = await metrics(web)
     assert found["jef_locks_held", (("mode", "EXCLUSIVE"),)] == 1
     assert found["jef_lock_waiters", ()] == 1
+    assert [requests(found, word) for word in ("granted", "waiting", "released")] == [1, 1, 0]
+    assert (await web.operator.post("/executions/1/cancel")).status_code == 202
+    await client.until(lambda: "RUNNING" in client.statuses("2"))
+    found = await metrics(web)
+    assert [requests(found, word) for word in ("granted", "waiting", "released")] == [1, 1, 1]
+    assert found["jef_lock_wait_seconds_count", (("action", "slow"),)] == 1
+    assert found["jef_lock_leases_expired_total", ()] == 0
+
+
+def requests(found: Samples, outcome: str) -> float:
+    """To the lock service, by its answer."""
+    return found["jef_lock_requests_total", (("outcome", outcome),)]
+
+
+async def test_a_ledger_that_takes_no_writes_is_seen_everywhere(web: Port, daemon: DaemonProcess) -> None:
+    """In its own part, and in the watcher's, which cannot do its work meanwhile; the metrics go on being told."""
+    path = daemon.folder / "data" / "ledger.db"
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        while (told := await until(web.anybody, 503))["parts"]["watcher"]["works"]:
+            await asyncio.sleep(0.1)
+        assert "s behind" in told["parts"]["watcher"]["word"]
+        assert not told["parts"]["ledger"]["works"]
+        assert told["parts"]["broker"]["works"]
+        found = await metrics(web)
+        works = {part: found["jef_part_works", (("part", part),)] for part in PARTS}
+        assert works == dict.fromkeys(PARTS, 1) | {"ledger": 0, "watcher": 0}
+        assert found["jef_watcher_lag_seconds", ()] >= 5
+        other.execute("ROLLBACK")
+    assert (await until(web.anybody, 200))["ready"]
+    assert (await metrics(web))["jef_watcher_lag_seconds", ()] < 5
 
 
 async def test_openmetrics_where_it_is_asked_for(web: Port) -> None:

@@ -136,6 +136,27 @@ async def test_everything_unconfirmed_is_sent_again_in_order() -> None:
     assert outbox.kept == {}
 
 
+async def test_what_the_broker_takes_to_confirm_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the hand-over on; what it refused was not confirmed."""
+    now = 100.0
+    monkeypatch.setattr(notify, "monotonic", lambda: now)
+    outbox, bus = FakeOutbox(), FakeBus()
+    bus.confirms = False
+    told: list[float] = []
+    notifier, task = await start(outbox, bus)
+    notifier.on_confirmed = told.append
+    outbox.commit(message(1))
+    await asyncio.wait_for(bus.came.wait(), 5)
+    bus.came.clear()
+    now += 9
+    bus.batches[0][1].set_exception(ConnectionError("refused"))
+    await asyncio.wait_for(bus.came.wait(), 5)
+    now += 3
+    bus.batches[1][1].set_result(None)
+    await finish(notifier, task)
+    assert told == [3.0]
+
+
 async def test_a_refused_publish_is_tried_again() -> None:
     """The connection was lost just before."""
     outbox, bus = FakeOutbox(), FakeBus()

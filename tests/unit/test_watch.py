@@ -201,6 +201,37 @@ async def test_one_that_was_told_is_flagged_at_its_deadline(bench: Bench) -> Non
     assert (bench.watcher.watched, bench.watcher.flagged) == (0, 1)
 
 
+async def test_how_late_a_flag_was_on_disk_is_told(bench: Bench) -> None:
+    """From the deadline on, the time included that the ledger took; found by a timer or by a look at the ledger."""
+    told: list[float] = []
+    bench.watcher.on_flagged = told.extend
+    take = bench.ledger.fall_silent
+
+    async def slowly(ids: Sequence[str], now: float) -> Silence:
+        bench.clock.sleep(2)
+        return await take(ids, now)
+
+    bench.ledger.fall_silent = slowly  # type: ignore[method-assign]
+    bench.ledger.deadlines = {"1": bench.clock.wall + 10, "missed": bench.clock.wall + 10}
+    bench.tell("1", deadline=bench.clock.wall + 10)
+    assert sorted(await bench.after(10.5)) == ["1", "missed"]
+    assert sorted(told) == [pytest.approx(2.5), pytest.approx(4.5)]
+
+
+async def test_a_watcher_that_stands_still_is_behind(bench: Bench) -> None:
+    """As long as it does not look; 0 when nothing is overdue."""
+    assert bench.watcher.lag_s == 0
+    bench.clock.sleep(TICK_S)
+    assert bench.watcher.lag_s == 0
+    bench.clock.sleep(7)
+    assert bench.watcher.lag_s == pytest.approx(7)
+    bench.ledger.deadlines["1"] = bench.clock.wall - 20
+    bench.tell("1", deadline=bench.clock.wall - 20)
+    assert bench.watcher.lag_s == pytest.approx(20, abs=0.1)
+    await bench.watcher.turn()
+    assert bench.watcher.lag_s == 0
+
+
 async def test_the_ledger_has_the_last_word(bench: Bench) -> None:
     """An update that it knows of and we do not yet: nobody is flagged, and the true deadline is waited for."""
     bench.ledger.deadlines["1"] = bench.clock.wall + 30

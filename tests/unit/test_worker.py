@@ -212,3 +212,18 @@ async def test_what_was_completed_without_its_locks_is_none(bench: Bench, how: s
     event = await bench.outcome()
     assert isinstance(event, Failed)
     assert (event.error_type, event.error_message) == ("LockLost", "r: the lease ended")
+    assert (bench.worker.locks_lost, bench.worker.fenced) == (1, how != "runs")
+
+
+async def test_a_loss_is_counted_once(bench: Bench) -> None:
+    """Its own clock and the lock service may both tell of it; one of an attempt that is over is none."""
+    Watched.answers_when_cancelled = True
+    bench.claimed()
+    await bench.until_begun()
+    for attempt in (1, 1, 0, 2):
+        bench.worker.lock_lost(Lost("1", attempt, "r: the lease ended"))
+    bench.worker.lock_lost(Lost("another", 1, "r: the lease ended"))
+    await bench.outcome()
+    assert bench.worker.locks_lost == 1
+    bench.worker.lock_lost(Lost("1", 1, "r: the lease ended"))
+    assert bench.worker.locks_lost == 1
