@@ -23,6 +23,7 @@ from jef_daemon.lifecycle import TABLE, Status
 from jef_daemon.lock import wire
 from jef_daemon.lock.requests import Acquire, Answer, Expire, Refused, Release, Reply
 from jef_daemon.lock.state import Mode
+from jef_daemon.metrics import DEFINITIONS, FAMILIES, Definition
 from jef_daemon.run.catalogue import load, specs
 from jef_daemon.schemas import WIRE_MODELS, json_schemas
 from jef_daemon.settings import Settings
@@ -57,6 +58,44 @@ def test_a_stale_part_is_seen_and_the_rest_is_left_alone() -> None:
     assert fresh.endswith("\n\n<!-- end of generated -->\nbehind\n")
     assert "old" not in fresh
     assert generate.rewrite(fresh) == fresh
+
+
+METRICS = page("docs/metrics.md")
+
+
+def test_no_metric_is_made_up() -> None:
+    """Each that the page names, wherever, is one; each family is looked at at night."""
+    known = {one.name for one in DEFINITIONS}
+    parts = {f"{one.name}_{part}" for one in DEFINITIONS for part in ("bucket", "sum", "count")}
+    named = set(re.findall(r"\bjef_[a-z_]+", METRICS))
+    assert known <= named
+    assert named <= known | parts
+    at_night = METRICS[METRICS.index("## At night") :]
+    assert re.findall(r"^- \*\*(.*)\.\*\*", at_night, re.MULTILINE) == list(FAMILIES)
+
+
+def test_the_words_that_the_page_explains_are_labels() -> None:
+    """Each `word` of a label that is spoken of at night can be counted."""
+    at_night = METRICS[METRICS.index("## At night") :]
+    values = {value for one in DEFINITIONS for value in one.values}
+    words = {"crashed", "stale-token", "fenced", "finished", "malformed", "no-token", "granted"}
+    assert words == {word for word in re.findall(r"`([a-z-]+)`", at_night) if word in values}
+
+
+def test_series_are_as_many_as_the_page_says() -> None:
+    """With all buckets, `+Inf`, sum and count; a label `status` whose values are not fixed has four at most."""
+
+    def series(one: Definition) -> int:
+        combinations = len(one.values) or (4 if "status" in one.labels else 1)
+        return combinations * (len(one.buckets) + 3 if one.kind == "histogram" else 1)
+
+    of_actions = [one for one in DEFINITIONS if "action" in one.labels]
+    each = sum(series(one) for one in of_actions)
+    of_histograms = sum(series(one) for one in of_actions if one.kind == "histogram")
+    beside = sum(series(one) for one in DEFINITIONS) - each
+    told = " ".join(METRICS.split())
+    assert f"at most {each} series for each action, {of_histograms} of them of its histograms" in told
+    assert beside < 200
 
 
 # --- configuration ---------------------------------------------------------------------------------------
