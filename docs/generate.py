@@ -111,7 +111,7 @@ def shown(name: str, field: FieldInfo) -> tuple[str, bool]:
     if field.default_factory in {list, dict}:
         default = [] if field.default_factory is list else {}
     if default is not None:
-        return json.dumps(default, ensure_ascii=False), True
+        return json.dumps(default, ensure_ascii=False, default=str), True
     if not field.examples:
         raise ValueError(f"{name} has no fixed default: give it examples=[…] in settings.py")
     return json.dumps(field.examples[0], ensure_ascii=False), False
@@ -175,7 +175,7 @@ def _default(field: FieldInfo) -> str:
     default = field.get_default(call_default_factory=True, validated_data={})
     if isinstance(default, SecretStr):
         default = default.get_secret_value()
-    return "unset" if default is None else json.dumps(default, ensure_ascii=False)
+    return "unset" if default is None else json.dumps(default, ensure_ascii=False, default=str)
 
 
 def _restart(section: str, key: str) -> str:

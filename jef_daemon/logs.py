@@ -1,4 +1,4 @@
-"""Logs: structlog on standard error, JSON lines or a readable console; libraries' own logs go the same way."""
+"""Logs: structlog on standard error, JSON lines or a readable console; or systemd's journal. Libraries' own, too."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 
 import structlog
 
+from jef_daemon.errors import SettingsError
+from jef_daemon.journal import ADD_PLACE, Journal, fields, is_behind
 from jef_daemon.settings import Logging
 
 _QUIET = ("aiormq", "aio_pika", "asyncio", "alembic", "uvicorn", "sqlalchemy")
@@ -23,30 +25,59 @@ def configure(settings: Logging, stream: Any = None) -> None:
     Args:
         settings: format and level.
         stream: where to; None: standard error.
+
+    Raises:
+        SettingsError: see `check`.
     """
+    check(settings)
     stream = stream or sys.stderr
-    is_console = settings.format == "console" or (settings.format == "auto" and stream.isatty())
     level = logging.getLevelNamesMapping()[settings.level.upper()]
-    shared: list[Any] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.processors.add_log_level,
+    factory: Any = structlog.WriteLoggerFactory(stream)
+    shared: list[Any] = [structlog.contextvars.merge_contextvars, structlog.processors.add_log_level]
+    stamped = [
+        *shared,
         structlog.processors.TimeStamper("iso", utc=True),
         structlog.processors.StackInfoRenderer(),
     ]
-    last: list[Any] = [structlog.dev.ConsoleRenderer(colors=stream.isatty())]
-    if not is_console:
-        last = [
-            structlog.processors.format_exc_info,
-            _event_first,
-            structlog.processors.JSONRenderer(default=str),
-        ]
+    match _format(settings, stream):
+        case "journal":
+            # Its socket is opened once; the journal knows the time.
+            journal = Journal(settings.journal_socket, stream)
+            factory = lambda *_: journal  # noqa: E731
+            chosen = [*shared, structlog.processors.format_exc_info, ADD_PLACE, fields]
+        case "console":
+            chosen = [*stamped, structlog.dev.ConsoleRenderer(colors=stream.isatty())]
+        case _:
+            json_lines = structlog.processors.JSONRenderer(default=str)
+            chosen = [*stamped, structlog.processors.format_exc_info, _event_first, json_lines]
     structlog.configure(
-        processors=[*shared, *last],
+        processors=chosen,
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(stream),
+        logger_factory=factory,
         cache_logger_on_first_use=False,  # a reload may change the level
     )
     _route_libraries(level)
+
+
+def check(settings: Logging) -> None:
+    """Whether logs can be written so.
+
+    Raises:
+        SettingsError: the journal is wanted, and there is none.
+    """
+    if settings.format == "journal" and not settings.journal_socket.is_socket():
+        raise SettingsError(
+            f"logging.format is journal, and no journal listens at {settings.journal_socket}; "
+            'set format = "auto", or journal_socket'
+        )
+
+
+def _format(settings: Logging, stream: Any) -> str:
+    if settings.format != "auto":
+        return settings.format
+    if is_behind(stream) and settings.journal_socket.is_socket():
+        return "journal"
+    return "console" if stream.isatty() else "json"
 
 
 def _event_first(logger: object, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -65,9 +65,11 @@ async def prepare(settings: Settings, catalogue: Catalogue, wanted: Settings) ->
         wanted: as they were read anew.
 
     Raises:
+        SettingsError: logs cannot be written as wanted.
         ExecutorNotLoaded: something is wrong with actions, in the words of `jef check`.
     """
     coming, restart = within_reach(settings, wanted)
+    logs.check(coming.logging)
     found = await examine(coming)
     # What was not served before, for the same reason, is no news: the rest is not to wait for it.
     problems = [

@@ -188,10 +188,15 @@ class Shutdown(_Section):
 
 
 class Logging(_Section):
-    """Logs go to standard error."""
+    """Logs go to standard error, or to systemd's journal."""
 
-    format: Literal["auto", "json", "console"] = Field(
-        default="auto", description="auto: console on a terminal, else JSON lines."
+    format: Literal["auto", "json", "console", "journal"] = Field(
+        default="auto",
+        description="auto: the journal where systemd has connected standard error to it, console on a terminal, else "
+        "JSON lines.",
+    )
+    journal_socket: Path = Field(
+        default=Path("/run/systemd/journal/socket"), description="Where the journal listens."
     )
     level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severe told."

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.amqp import Client
+from tests.support.journal import JournalSocket
 from tests.support.process import ROOT, DaemonProcess
 from tests.support.proxy import Proxy
 
@@ -148,6 +149,26 @@ def test_without_a_broker_it_is_starting_and_alive(tmp_path: Path, systemd: Syst
         systemd.hear("WATCHDOG=1")
     finally:
         daemon.kill()
+
+
+async def test_the_journal_keeps_fields_of_a_job(
+    daemon: DaemonProcess, client: Client, tmp_path: Path
+) -> None:
+    """Standard error is the journal's: `journalctl JEF_EXECUTION_ID=624` finds the job without being asked to."""
+    with JournalSocket(tmp_path / "journal") as journal:
+        daemon.configure(logging={"format": "auto", "level": "info", "journal_socket": str(journal.path)})
+        daemon.log.touch()
+        behind = daemon.log.stat()
+        await asyncio.to_thread(daemon.start, ready=False, JOURNAL_STREAM=f"{behind.st_dev}:{behind.st_ino}")
+        told = await asyncio.to_thread(journal.until, "ready")
+        assert told["JEF_PREFIX"] == daemon.prefix
+        await client.submit("quick", "624")
+        told = await asyncio.to_thread(journal.until, "finished", JEF_EXECUTION_ID="624")
+        assert (told["JEF_ACTION"], told["JEF_OUTCOME"], told["PRIORITY"]) == ("quick", "completed", "6")
+        assert told["CODE_FILE"].endswith("jef_daemon/run/worker.py")
+        assert await asyncio.to_thread(daemon.stop) == 0
+        await asyncio.to_thread(journal.until, "stopped")
+    assert daemon.log.read_text() == ""
 
 
 @pytest.mark.parametrize("unit", UNITS)

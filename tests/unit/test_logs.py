@@ -5,14 +5,18 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import structlog
 
 from jef_daemon import logs
+from jef_daemon.errors import SettingsError
 from jef_daemon.settings import Logging
+from tests.support.journal import JournalSocket
 
 
 class Terminal(io.StringIO):
@@ -143,3 +147,144 @@ def test_configured_again_does_not_tell_twice() -> None:
     stream = configured()
     logging.getLogger("somebody").warning("once")
     assert len(lines(stream)) == 1
+
+
+# --- the journal -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[JournalSocket]:
+    with JournalSocket(tmp_path / "journal") as listening:
+        yield listening
+
+
+def to_journal(journal: JournalSocket, **settings: Any) -> io.StringIO:
+    return configured(format="journal", journal_socket=journal.path, **settings)
+
+
+def test_the_journal_gets_fields(journal: JournalSocket) -> None:
+    """Each by its name, the level as a number of syslog's, the place in the code, and a line for people."""
+    stream = to_journal(journal)
+    structlog.get_logger().bind(execution_id="624").warning(
+        "finished", outcome="completed", executions=3, actions=["a", "b"], what=None, is_late=False
+    )
+    told = journal.next()
+    assert told.pop("CODE_FILE") == __file__
+    assert told.pop("CODE_LINE").isdigit()
+    assert told == {
+        "MESSAGE": 'finished execution_id=624 outcome=completed executions=3 actions="[\\"a\\", \\"b\\"]" '
+        "is_late=false",
+        "PRIORITY": "4",
+        "SYSLOG_IDENTIFIER": "jef",
+        "CODE_FUNC": "test_the_journal_gets_fields",
+        "JEF_EVENT": "finished",
+        "JEF_EXECUTION_ID": "624",
+        "JEF_OUTCOME": "completed",
+        "JEF_EXECUTIONS": "3",
+        "JEF_ACTIONS": '["a", "b"]',
+        "JEF_IS_LATE": "false",
+    }
+    assert stream.getvalue() == ""
+
+
+@pytest.mark.parametrize(
+    ("level", "priority"),
+    [("debug", "7"), ("info", "6"), ("warning", "4"), ("error", "3"), ("critical", "2")],
+)
+def test_priorities(journal: JournalSocket, level: str, priority: str) -> None:
+    to_journal(journal, level="debug")
+    getattr(structlog.get_logger(), level)("x")
+    assert journal.next()["PRIORITY"] == priority
+
+
+def test_whatever_is_told_keeps_to_the_protocol(journal: JournalSocket) -> None:
+    """Line ends, halves of characters, odd names, objects: all of it arrives, nothing raises."""
+    to_journal(journal)
+    structlog.get_logger().error(
+        "x",
+        detail="a\nJEF_EVENT=forged\n",
+        half="\ud800",
+        what=object(),
+        raw=b"\xff",
+        **{"Öd name-" * 20: "y"},
+    )
+    told = journal.next()
+    assert told["JEF_DETAIL"] == "a\nJEF_EVENT=forged\n"
+    assert told["JEF_EVENT"] == "x"
+    assert told["JEF_HALF"] == "\\ud800"
+    assert told["JEF_WHAT"].startswith('"<object')
+    assert [value for name, value in told.items() if name.startswith("JEF__D_NAME_")] == ["y"]
+
+
+def test_an_exception_stands_in_the_message_and_in_a_field(journal: JournalSocket) -> None:
+    to_journal(journal)
+    try:
+        raise ValueError("a\nb")
+    except ValueError:
+        structlog.get_logger().exception("job_broke")
+    told = journal.next()
+    assert told["JEF_EXCEPTION"].endswith("ValueError: a\nb")
+    assert told["MESSAGE"] == f"job_broke\n{told['JEF_EXCEPTION']}"
+    assert told["PRIORITY"] == "3"
+
+
+def test_a_large_event_goes_as_a_sealed_file(journal: JournalSocket) -> None:
+    """No datagram is so long."""
+    to_journal(journal)
+    structlog.get_logger().info("x", detail="y" * 3_000_000)
+    assert journal.next()["JEF_DETAIL"] == "y" * 3_000_000
+    assert journal.large == 1
+
+
+def test_a_librarys_record_goes_there_too(journal: JournalSocket) -> None:
+    """With the place that it comes from."""
+    to_journal(journal)
+    logging.getLogger("somebody.else").warning("%s of %d", "one", 2)
+    told = journal.next()
+    assert (told["JEF_EVENT"], told["JEF_LOGGER"], told["JEF_DETAIL"]) == (
+        "library",
+        "somebody.else",
+        "one of 2",
+    )
+    assert told["CODE_FILE"] == __file__
+
+
+def test_a_journal_that_went_gets_nothing_and_nothing_is_lost(journal: JournalSocket) -> None:
+    """Restarted, it has another socket at the same place: that one is found. Meanwhile it is told as JSON."""
+    stream = to_journal(journal)
+    journal.__exit__()
+    journal.path.unlink()
+    structlog.get_logger().info("away", execution_id="624")
+    (line,) = lines(stream)
+    assert (line["JEF_EVENT"], line["JEF_EXECUTION_ID"]) == ("away", "624")
+    assert "No such file" in line["JEF_NOT_IN_THE_JOURNAL"]
+    with JournalSocket(journal.path) as again:
+        structlog.get_logger().info("back")
+        assert again.next()["JEF_EVENT"] == "back"
+
+
+def test_a_journal_that_is_not_there_is_a_mistake() -> None:
+    with pytest.raises(SettingsError, match="no journal listens at /nowhere"):
+        configured(format="journal", journal_socket="/nowhere")
+
+
+def test_auto_finds_the_journal_where_systemd_has_connected_the_stream(
+    journal: JournalSocket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Device and inode must be the stream's own: what inherits the variable may have redirected it."""
+    with (tmp_path / "stream").open("w+") as stream:
+        there = os.fstat(stream.fileno())
+        for named, is_journal in (
+            (f"{there.st_dev}:{there.st_ino}", True),
+            (f"{there.st_dev}:{there.st_ino + 1}", False),
+            ("nonsense", False),
+            ("", False),
+        ):
+            monkeypatch.setenv("JOURNAL_STREAM", named)
+            logs.configure(Logging(journal_socket=journal.path), stream)
+            structlog.get_logger().info("told")
+            assert bool(stream.tell()) is not is_journal
+            if is_journal:
+                assert journal.next()["JEF_EVENT"] == "told"
+            stream.seek(0)
+            stream.truncate()
