@@ -274,6 +274,8 @@ class Transition:
     at: float
     late: bool
     """True when it was caused by an update after TIMED_OUT."""
+    was: Execution
+    """As it was before: a new attempt forgets the times of the one that it follows."""
 
 
 Change = Callable[[Execution, Any, float], None]
@@ -487,4 +489,4 @@ def _moved(place: Place, execution: Execution, event: Event, now: float) -> Tran
     if is_told(event):
         moved.sequence += 1
     late = place is Place.TIMED_OUT_OPEN and type(event) in _LATE_FROM and event.actor == _EXECUTOR
-    return Transition(place, moved, event, now, late)
+    return Transition(place, moved, event, now, late, execution)

@@ -326,6 +326,8 @@ class Tally:
     """With a word of a bounded set; empty where there is none."""
     lock_waits: list[tuple[Execution, float]] = field(default_factory=list)
     """Jobs whose wait for locks ended with the grant, and how long it was, in seconds."""
+    grants: list[tuple[Execution, float]] = field(default_factory=list)
+    """Jobs that were granted their locks, whether or not they waited, and when."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,10 @@ class Books(Protocol):
         """See `Transaction`."""
         ...
 
+    def granted(self, execution: Execution) -> None:
+        """See `Transaction`."""
+        ...
+
     def give_up(self, execution: Execution) -> None:
         """See `Transaction`."""
         ...
@@ -139,6 +143,8 @@ class Hearing:
         execution = self._executions.get(row.execution_id)
         if execution is not None and execution.status is Status.WAITING_FOR_LOCK:
             self._books.waited(execution, max(0.0, self._now - row.at))
+        if execution is not None:
+            self._books.granted(execution)
         until = min(grant.lease_until.timestamp() for grant in grants)
         row.state, row.at = "granted", until - self._times.margin_s
         row.grants = json.dumps([[grant.resource, grant.mode, grant.fencing_token] for grant in grants])

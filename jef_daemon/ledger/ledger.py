@@ -39,6 +39,7 @@ from jef_daemon.ports import (
     Claimed,
     Clock,
     Command,
+    Commit,
     Consequences,
     Heard,
     LockTimes,
@@ -130,8 +131,15 @@ class SqlLedger:
         self._running.on_outbox = told
 
     def on_commit(self, told: OnCommit) -> None:
-        """Have each commit told to who counts."""
-        self._running.on_commit = told
+        """Have each commit told to who counts, after those who asked before."""
+        first = self._running.on_commit
+
+        def both(commit: Commit) -> None:
+            if first is not None:
+                first(commit)
+            told(commit)
+
+        self._running.on_commit = told if first is None else both
 
     async def answers(self) -> None:
         """Return once the ledger has committed something: it truly takes writes."""

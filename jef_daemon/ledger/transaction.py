@@ -266,6 +266,11 @@ class Transaction:
         if self._tally is not None:
             self._tally.lock_waits.append((execution, seconds))
 
+    def granted(self, execution: Execution) -> None:
+        """Tell that an execution has its locks."""
+        if self._tally is not None:
+            self._tally.grants.append((execution, self.now))
+
     def remember(self, entry: rows.Row) -> None:
         """Add a line to a history."""
         self._history.append(entry)
