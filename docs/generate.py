@@ -45,6 +45,8 @@ from jef_daemon.metrics import FAMILIES  # noqa: E402
 from jef_daemon.names import Names  # noqa: E402
 from jef_daemon.rabbitmq.topology import Topology  # noqa: E402
 from jef_daemon.settings import NEEDS_RESTART, Action, Settings  # noqa: E402
+from jef_daemon.tracing.recorded import DEFINITIONS as SPANS  # noqa: E402
+from jef_daemon.tracing.recorded import EVERY  # noqa: E402
 
 PAGES = tuple(
     ROOT / name
@@ -56,6 +58,7 @@ PAGES = tuple(
         "docs/cli.md",
         "docs/metrics.md",
         "docs/prometheus.md",
+        "docs/tracing.md",
     )
 )
 _MARKED = re.compile(
@@ -427,6 +430,19 @@ def alerts(about: str) -> str:
     return told
 
 
+def spans(about: str) -> str:
+    """Every span, its times, attributes and events."""
+    told = table("span", "kind", "from", "to", "attributes", "events")
+    for one in SPANS:
+        attributes, happenings = _told(one.attributes), _told(one.happenings)
+        told += row(f"`{one.name}`", one.kind, one.begins, one.ends, attributes, happenings)
+    return f"Every span has {', '.join(f'`{name}`' for name in EVERY)}, where they are known.\n\n{told}"
+
+
+def _told(meanings: Mapping[str, str]) -> str:
+    return " ".join(f"`{name}`: {meaning}" for name, meaning in meanings.items())
+
+
 PARTS: Mapping[str, Callable[[str], str]] = {
     "settings-file": settings_file,
     "action-keys-file": action_keys_file,
@@ -440,6 +456,7 @@ PARTS: Mapping[str, Callable[[str], str]] = {
     "commands": commands,
     "metrics": metrics,
     "alerts": alerts,
+    "spans": spans,
 }
 """What can be generated, by the name in the mark."""
 

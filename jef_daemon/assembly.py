@@ -30,6 +30,7 @@ from jef_daemon.watch import Watcher
 
 if TYPE_CHECKING:
     from jef_daemon.http_port import Web
+    from jef_daemon.tracing.daemon import Tracing
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class Parts:
     watcher: Watcher
     web: Web | None
     """The HTTP port; None: there is none."""
+    tracing: Tracing | None
+    """None: it is off."""
 
     def working(self, roles: Collection[str]) -> list[tuple[str, Coroutine[Any, Any, None]]]:
         """What runs in these roles until it is cancelled, by name."""
@@ -69,7 +72,9 @@ class Parts:
         return [(name, run()) for name, run in chosen]
 
 
-def assemble(settings: Settings, ledger: SqlLedger, catalogue: Catalogue) -> Parts:
+def assemble(
+    settings: Settings, ledger: SqlLedger, catalogue: Catalogue, tracing: Tracing | None = None
+) -> Parts:
     """Make the parts and wire them."""
     names = Names(settings.prefix)
     actions = catalogue.known if "worker" in settings.roles else {}
@@ -86,7 +91,7 @@ def assemble(settings: Settings, ledger: SqlLedger, catalogue: Catalogue) -> Par
     def deliver(delivery: Delivery) -> None:
         receivers.get(delivery.source, intake.deliver)(delivery)
 
-    pool = _pool(settings, actions)
+    pool = _pool(settings, actions, tracing)
     backlog = Backlog(settings.slots.backlog, actions, switch)
     bus = _bus(settings, ledger, catalogue, deliver)
     lock_client = _lock_client(
@@ -100,9 +105,17 @@ def assemble(settings: Settings, ledger: SqlLedger, catalogue: Catalogue) -> Par
     outside = Outside(ledger, actions, pool, worker.input, follow)
     updates = Updates(ledger, bus, names, ledger.identity, settings.bus.max_body_bytes, follow)
     watcher = Watcher(ledger, bus, follow)
-    notifier = Notifier(ledger, bus)
+    notifier = Notifier(ledger, bus, None if tracing is None else tracing.spans.confirmed)
     lock_service = _lock_service(settings, ledger, bus, names)
-    intake = Intake(ledger, bus, actions, settings.bus.max_body_bytes, worker.wake, backlog.arrived)
+    intake = Intake(
+        ledger,
+        bus,
+        actions,
+        settings.bus.max_body_bytes,
+        worker.wake,
+        backlog.arrived,
+        None if tracing is None else tracing.spans.begin,
+    )
     receivers = {
         LOCKS: lock_service.deliver,
         LOCK_REPLIES: lock_client.deliver,
@@ -140,6 +153,7 @@ def assemble(settings: Settings, ledger: SqlLedger, catalogue: Catalogue) -> Par
         outside=outside,
         watcher=watcher,
         web=web,
+        tracing=tracing,
     )
 
 
@@ -157,9 +171,15 @@ def _follow(consequences: Consequences, worker: Worker, backlog: Backlog, outsid
         outside.wake()
 
 
-def _pool(settings: Settings, actions: Mapping[str, Action]) -> ProcessPool:
+def _pool(settings: Settings, actions: Mapping[str, Action], tracing: Tracing | None) -> ProcessPool:
     slots, warm = settings.slots, warm_processes(settings, actions)
-    return ProcessPool(slots.blocking_processes, warm, settings.jobs.kill_grace_s, settings.python_path)
+    return ProcessPool(
+        slots.blocking_processes,
+        warm,
+        settings.jobs.kill_grace_s,
+        settings.python_path,
+        None if tracing is None else tracing.take,
+    )
 
 
 def warm_processes(settings: Settings, actions: Mapping[str, Action]) -> int:

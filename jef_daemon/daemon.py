@@ -12,7 +12,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 
@@ -31,6 +31,9 @@ from jef_daemon.run.probe import examine
 from jef_daemon.settings import Settings
 from jef_daemon.status import Status
 from jef_daemon.supervision import Supervision
+
+if TYPE_CHECKING:
+    from jef_daemon.tracing.daemon import Tracing
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -88,8 +91,10 @@ class Daemon:
                 catalogue = await examine(self._settings)
                 catalogue.tell()
                 ledger.govern(policies(catalogue))
+                # Before anything is settled: what died with an earlier life has spans too.
+                tracing = start_tracing(self._settings, ledger)
                 await self._recover(ledger, catalogue)
-                await self._serve(ledger, catalogue)
+                await self._serve(ledger, catalogue, tracing)
             finally:
                 await asyncio.to_thread(guardian.stop)
         log.info("stopped")
@@ -111,8 +116,8 @@ class Daemon:
         if interrupted:
             log.warning("interrupted_jobs_settled", executions=interrupted)
 
-    async def _serve(self, ledger: SqlLedger, catalogue: Catalogue) -> None:
-        parts = assemble(self._settings, ledger, catalogue)
+    async def _serve(self, ledger: SqlLedger, catalogue: Catalogue, tracing: Tracing | None) -> None:
+        parts = assemble(self._settings, ledger, catalogue, tracing)
         ledger.on_outbox(parts.notifier.put)
         await parts.pool.start()
         # Before anything is claimed or taken in, which is counted from then on.
@@ -205,6 +210,8 @@ class Daemon:
                 "not_all_told", unconfirmed=parts.notifier.depth, consequence="told after the next start"
             )
         await self._within(parts.bus.stop(), shutdown.flush_s)
+        if parts.tracing is not None:
+            await self._within(parts.tracing.export.finish(shutdown.flush_s), shutdown.flush_s)
 
     async def _within(self, step: Coroutine[Any, Any, T], patience_s: float) -> T | None:
         """Do a step of the shutdown, for a time; hasten it when asked. None: it did not come to its end."""
@@ -249,7 +256,24 @@ def open_ledger(settings: Settings) -> SqlLedger:
         max_variables_bytes=settings.jobs.max_variables_bytes,
         remember_s=settings.jobs.remember_cancels_s,
         lost_locks_fail=locks.on_lost == "cancel",
+        is_traced=settings.tracing.is_wanted,
     )
+
+
+def start_tracing(settings: Settings, ledger: SqlLedger) -> Tracing | None:
+    """Have what is committed from now on traced; None: tracing is off.
+
+    Raises:
+        SettingsError: its packages are not installed.
+    """
+    if not settings.tracing.is_wanted:
+        return None
+    from jef_daemon.tracing.daemon import Tracing  # its libraries take time and memory
+
+    tracing = Tracing(settings, ledger.identity)
+    tracing.export.install()
+    ledger.on_commit(tracing.spans.committed)
+    return tracing
 
 
 def make_folders(settings: Settings) -> None:

@@ -68,6 +68,7 @@ class Intake:
         on_recorded: called as soon as a batch is on its way into the ledger, so that free slots can claim
             from it within the same transaction.
         on_arrived: told how many new jobs of an action were queued.
+        begin_trace: told of each request that was read, where tracing is on; gives it a trace if it has none.
     """
 
     def __init__(
@@ -78,7 +79,9 @@ class Intake:
         max_body_bytes: int,
         on_recorded: Callable[[], None],
         on_arrived: Callable[[str, int], None],
+        begin_trace: Callable[[Execution], None] | None = None,
     ) -> None:
+        self._begin_trace = begin_trace
         self._ledger = ledger
         self._bus = bus
         self._actions = actions
@@ -122,7 +125,10 @@ class Intake:
         except RequestRefused as error:
             return Refusal(error, delivery, delivery.routing_key or delivery.source)
         wanted = tuple((lock.resource, lock.mode) for lock in request.locks)
-        return Arrival(_execution(request, delivery, action), delivery.body.decode(), wanted)
+        execution = _execution(request, delivery, action)
+        if self._begin_trace is not None:
+            self._begin_trace(execution)
+        return Arrival(execution, delivery.body.decode(), wanted)
 
     def _action(self, delivery: Delivery, request: JobRequest) -> Action:
         # What could not be routed when it was published may be served by now.

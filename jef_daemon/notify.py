@@ -56,9 +56,13 @@ class Notifier:
     Args:
         ledger: what is to be told.
         bus: where to.
+        on_told: is handed each batch that the broker has confirmed; None: nobody asks.
     """
 
-    def __init__(self, ledger: Outbox, bus: Sender) -> None:
+    def __init__(
+        self, ledger: Outbox, bus: Sender, on_told: Callable[[Sequence[Outgoing]], None] | None = None
+    ) -> None:
+        self._on_told = on_told
         self._ledger = ledger
         self._bus = bus
         self._ready: deque[Outgoing] = deque()
@@ -136,6 +140,8 @@ class Notifier:
         else:
             if self.on_confirmed is not None:
                 self.on_confirmed(monotonic() - handed_at)
+            if self._on_told is not None:
+                self._on_told(batch)
             # Closed without having taken writes again: told once more after the next start.
             with contextlib.suppress(LedgerUnavailable):
                 await self._ledger.confirm([message.id for message in batch])

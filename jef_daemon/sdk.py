@@ -117,6 +117,8 @@ class ExecutionContext(Generic[C_co]):
         token: what an update of this attempt must carry; for async executors, to be handed to the work outside.
         external_id: the executor's own identifier for the work elsewhere, once it was told.
         saved: what `checkpoint` was last given, by this attempt or an earlier one; None: nothing yet.
+        traceparent: the W3C header to hand to whatever works for this job; None: nobody traces it. Where tracing
+            is on, it names the span of this run, which OpenTelemetry has as the current one, too.
     """
 
     def __init__(
@@ -136,7 +138,9 @@ class ExecutionContext(Generic[C_co]):
         external_id: str | None = None,
         saved: Any = None,
         save: Save | None = None,
+        traceparent: str | None = None,
     ) -> None:
+        self.traceparent = traceparent
         self.token = token
         self.external_id = external_id
         self.saved = saved
@@ -188,11 +192,13 @@ class ExecutionContext(Generic[C_co]):
 
     @property
     def log(self) -> structlog.stdlib.BoundLogger:
-        """A structlog logger bound to the job."""
+        """A structlog logger bound to the job, and to its trace where there is one."""
         if self._log is None:
             self._log = structlog.get_logger().bind(
                 execution_id=self.execution_id, action=self.action, attempt=self.attempt
             )
+            if self.traceparent is not None:
+                self._log = self._log.bind(trace_id=self.traceparent.split("-")[1])
         return self._log
 
     @property

@@ -187,6 +187,39 @@ class Shutdown(_Section):
     )
 
 
+class Tracing(_Section):
+    """OpenTelemetry: spans of each job, to a collector. Needs the extra `tracing`; docs/tracing.md tells more."""
+
+    enabled: bool = Field(
+        default=False,
+        description="Whether spans are made and sent. `OTEL_SDK_DISABLED=true` in the environment turns it off.",
+    )
+    endpoint: str | None = Field(
+        default=None,
+        pattern=r"\Ahttps?://\S+\z",
+        examples=["http://127.0.0.1:4318"],
+        description="The collector (OTLP over HTTP); `/v1/traces` is added. Unset: `OTEL_EXPORTER_OTLP_ENDPOINT`, "
+        "else http://localhost:4318.",
+    )
+    service_name: str | None = Field(
+        default=None,
+        min_length=1,
+        examples=["jef-daemon"],
+        description="What the daemon is called in traces. Unset: `OTEL_SERVICE_NAME`, else jef-daemon.",
+    )
+    sampling_ratio: Fraction | None = Field(
+        default=None,
+        examples=[0.1],
+        description="Share of the jobs without a `traceparent` that are recorded; the others' producers decide. "
+        "Unset: `OTEL_TRACES_SAMPLER`, else all.",
+    )
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether this daemon traces."""
+        return self.enabled and os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() != "true"
+
+
 class Logging(_Section):
     """Logs go to standard error, or to systemd's journal."""
 
@@ -345,6 +378,7 @@ class Settings(_Section):
     retention: Retention = Field(default_factory=Retention)
     shutdown: Shutdown = Field(default_factory=Shutdown)
     logging: Logging = Field(default_factory=Logging)
+    tracing: Tracing = Field(default_factory=Tracing)
     actions: dict[str, Action] = Field(default_factory=dict)
 
     def become(self, new: Settings) -> None:
@@ -373,5 +407,6 @@ NEEDS_RESTART = (
     *("http_host", "http_port", "http_token_file"),
     *("bus.queue_type", "bus.prefetch", "bus.publish_window", "bus.heartbeat_s"),
     *("locks.lease_s", "locks.start_within_s", "locks.wait_lease_s"),
+    *("tracing.enabled", "tracing.endpoint", "tracing.service_name", "tracing.sampling_ratio"),
 )
 """Keys that a reload leaves as they are: the daemon, or what it has promised to others, is built on them."""

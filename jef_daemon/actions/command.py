@@ -163,6 +163,8 @@ class Command(ActionExecutor):
         environment["JEF_ATTEMPT"] = str(context.attempt)
         if context.workflow_id:
             environment["JEF_WORKFLOW_ID"] = context.workflow_id
+        if context.traceparent:
+            environment["TRACEPARENT"] = context.traceparent
         if context.locks:
             tokens = {lock.resource: lock.fencing_token for lock in context.locks.values()}
             environment["JEF_FENCING_TOKENS"] = json.dumps(tokens)

@@ -31,7 +31,9 @@ from jef_daemon.sdk import (
 
 _HOST = r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?$"
 _HEADER = r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$"
-_OURS = frozenset({"accept-encoding", "content-length", "content-type", "host", "idempotency-key"})
+_OURS = frozenset(
+    {"accept-encoding", "content-length", "content-type", "host", "idempotency-key", "traceparent"}
+)
 _GONE = frozenset({404, 410})
 _SAID_CHARACTERS = 300
 
@@ -218,7 +220,9 @@ class Http(AsyncActionExecutor):
 
     def _headers(self, context: ExecutionContext[Any]) -> dict[str, str]:
         secret = {name: _value(name, path) for name, path in self.settings.headers.items()}
+        traced = {"traceparent": context.traceparent} if context.traceparent else {}
         return {name: value.get_secret_value() for name, value in secret.items()} | {
+            **traced,
             "Accept": "application/json",
             "Accept-Encoding": "identity",
             "Idempotency-Key": f"{context.execution_id}-{context.attempt}",

@@ -72,6 +72,7 @@ class SqlLedger:
         max_variables_bytes: longest JSON of both variable maps of an update.
         remember_s: how long a cancel waits for what it is about.
         lost_locks_fail: whether work outside that lost its locks is FAILED for it.
+        is_traced: whether notifications name our span of their execution.
 
     Raises:
         LedgerInUse, LedgerTooNew, LedgerUnavailable: from `open`.
@@ -89,6 +90,7 @@ class SqlLedger:
         max_variables_bytes: int = 256 * 1024,
         remember_s: float = 86400.0,
         lost_locks_fail: bool = True,
+        is_traced: bool = False,
     ) -> None:
         self._url = parse(ledger_url)
         self._terms = Terms(
@@ -97,6 +99,7 @@ class SqlLedger:
             lost_locks_fail=lost_locks_fail,
             lock_times=lock_times or LockTimes(),
             lock_limits=lock_limits or Limits(),
+            is_traced=is_traced,
         )
         self._max_variables = max_variables_bytes
         self._remember_s = remember_s

@@ -38,6 +38,7 @@ from jef_daemon.names import WATCHED, Names
 from jef_daemon.ports import Applied, Counted, LockTimes, Outgoing, Tally
 from jef_daemon.retry import INTERRUPTED, RetryPolicy
 from jef_daemon.tokens import new_token
+from jef_daemon.traceparent import carried
 
 _CHUNK = 500
 """Ids per IN list; SQLite takes 32,766 parameters, PostgreSQL plans long lists slowly."""
@@ -88,6 +89,8 @@ class Terms:
     """Whether work outside that lost its locks is FAILED for it."""
     lock_times: LockTimes = field(default_factory=LockTimes)
     lock_limits: Limits = field(default_factory=Limits)
+    is_traced: bool = False
+    """Whether what is told of an execution names our span of it, not its producer's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,7 +341,10 @@ class Transaction:
     ) -> None:
         """Post a notification, also to whoever asked to hear the end."""
         key = messages.routing_key(execution.action, execution.status)
-        headers = {"traceparent": execution.traceparent} if execution.traceparent else None
+        traceparent = execution.traceparent
+        if traceparent and self.terms.is_traced:
+            traceparent = carried(execution)
+        headers = {"traceparent": traceparent} if traceparent else None
         is_watched = execution.update_timeout_s is not None
         watched = (headers or {}) | {WATCHED: self.terms.identity} if is_watched else headers
         self.post(self.names.status, key, body, watched)

@@ -8,6 +8,7 @@ meant for us is not an executor's failure and goes through.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import json
 import traceback
@@ -61,6 +62,10 @@ class JobInput:
     external_id: str | None = None
     saved: str | None = None
     """The last checkpoint, as JSON."""
+    traceparent: str | None = None
+    """Well-formed: for what works on the job's behalf."""
+    is_traced: bool = False
+    """Whether it is the current span while the executor works."""
 
     def context(
         self, executor: ActionExecutor, report: Report, save: Save | None = None
@@ -85,6 +90,7 @@ class JobInput:
             external_id=self.external_id,
             saved=None if self.saved is None else json.loads(self.saved),
             save=save,
+            traceparent=self.traceparent,
         )
 
 
@@ -129,11 +135,12 @@ async def perform(
     """
     task = asyncio.current_task()
     try:
-        context = job.context(executor, report, save)
-        result = getattr(executor, job.call)(context)
-        if inspect.isawaitable(result):
-            result = await result
-        return _meaning(executor, result, job)
+        with _traced(job):
+            context = job.context(executor, report, save)
+            result = getattr(executor, job.call)(context)
+            if inspect.isawaitable(result):
+                result = await result
+            return _meaning(executor, result, job)
     except asyncio.CancelledError as error:
         if task is not None and task.cancelling():
             raise
@@ -149,15 +156,28 @@ def perform_blocking(
 ) -> Event | None:
     """As `perform`, in this process, which may be killed for it."""
     try:
-        context = job.context(executor, report, save)
-        result = getattr(executor, job.call)(context)
-        if inspect.isawaitable(result):
-            result = asyncio.run(_awaited(result))
-        return _meaning(executor, result, job)
+        with _traced(job):
+            context = job.context(executor, report, save)
+            result = getattr(executor, job.call)(context)
+            if inspect.isawaitable(result):
+                result = asyncio.run(_awaited(result))
+            return _meaning(executor, result, job)
     except ExternalCancelled as error:
         return Stopped(reason=_text(error) or "stopped outside")
     except BaseException as error:  # noqa: BLE001  the executor boundary
         return failed(error)
+
+
+_UNTRACED = contextlib.nullcontext()
+
+
+def _traced(job: JobInput) -> contextlib.AbstractContextManager[None]:
+    """While it lasts, the job's span is the current one."""
+    if not job.is_traced or job.traceparent is None:
+        return _UNTRACED
+    from jef_daemon.tracing.executor import entered  # its library: only where tracing is on
+
+    return entered(job.traceparent)
 
 
 async def _awaited(result: Any) -> Any:

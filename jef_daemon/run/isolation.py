@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -48,6 +48,10 @@ _SAVE_S = 30.0
 Report = Callable[[int | None, str | None], None]
 
 
+_Answer = tuple[Progressed | None, Event | None, list[str]]
+"""Of a call: progress and spans that were not sent, and what it means."""
+
+
 class Crashed(Exception):
     """The process ended without an answer."""
 
@@ -60,15 +64,25 @@ class ProcessPool:
         warm: how many are started ahead.
         kill_grace_s: between SIGTERM and SIGKILL.
         python_path: folders where executors are looked for too.
+        on_spans: takes the spans that executors make, as `tracing` writes them; None: there are none.
     """
 
-    def __init__(self, most: int, warm: int, kill_grace_s: float, python_path: list[Path]) -> None:
+    def __init__(
+        self,
+        most: int,
+        warm: int,
+        kill_grace_s: float,
+        python_path: list[Path],
+        on_spans: Callable[[Sequence[str]], None] | None = None,
+    ) -> None:
+        self._on_spans = on_spans
         self._most = most
         self._warm = min(warm, most)
         self._kill_grace_s = kill_grace_s
         self._python_path = [str(path) for path in python_path]
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload([__name__])
+        traced = [] if on_spans is None else ["jef_daemon.tracing.executor"]
+        self._context.set_forkserver_preload([__name__, *traced])
         self._idle: list[_Seat] = []
         self._all: set[_Seat] = set()
         self._reports: dict[str, tuple[Report, Save | None]] = {}
@@ -114,7 +128,7 @@ class ProcessPool:
         seat = await self._take_seat()
         self._reports[key] = report, save
         try:
-            last, outcome = await seat.run(spec, job, key)
+            last, outcome, spans = await seat.run(spec, job, key)
         except Crashed as crash:
             self.restarts["crashed"] += 1
             return Failed(actor="daemon", error_type="ExecutorCrashed", error_message=str(crash))
@@ -125,6 +139,8 @@ class ProcessPool:
         else:
             if last is not None:
                 report(last.progress, last.message)
+            if spans and self._on_spans is not None:
+                self._on_spans(spans)
             return outcome
         finally:
             self._receive()  # what it sent before it ended may be there unread: a checkpoint must not be lost
@@ -176,7 +192,10 @@ class ProcessPool:
             except (OSError, ValueError):
                 continue
             report, save = self._reports.get(told["key"], (None, None))
-            if report is not None and "checkpoint" not in told:
+            if "span" in told:
+                if self._on_spans is not None:
+                    self._on_spans([told["span"]])
+            elif report is not None and "checkpoint" not in told:
                 report(told["percent"], told["message"])
             elif save is not None:
                 save(told["checkpoint"])
@@ -196,11 +215,11 @@ class _Seat:
     async def start(self) -> None:
         self._pid = await asyncio.wrap_future(self._pool.submit(os.getpid))
 
-    async def run(self, spec: ActionSpec, job: JobInput, key: str) -> tuple[Progressed | None, Event | None]:
+    async def run(self, spec: ActionSpec, job: JobInput, key: str) -> _Answer:
         try:
             self._answer = asyncio.wrap_future(self._pool.submit(_work, spec, job, key))
             # Shielded: a cancelled future would leave the process running and us without its end.
-            answer: tuple[Progressed | None, Event | None] = await asyncio.shield(self._answer)
+            answer: _Answer = await asyncio.shield(self._answer)
         except BrokenProcessPool:
             self.is_alive = False
             raise Crashed(
@@ -260,15 +279,20 @@ def _on_term(number: int, frame: FrameType | None) -> None:
     os._exit(0)
 
 
-def _work(spec: ActionSpec, job: JobInput, key: str) -> tuple[Progressed | None, Event | None]:
+def _work(spec: ActionSpec, job: JobInput, key: str) -> _Answer:
     global _working
     report = _Reporter(key)
+    spans: Collection[str] = ()
+    if job.is_traced:
+        from jef_daemon.tracing.executor import hand_over  # its library: only where tracing is on
+
+        spans = hand_over(report.span)
     _working = True
     try:
         outcome = perform_blocking(load(spec), job, report, report.save)
     finally:
         _working = False
-    return report.unsent, outcome
+    return report.unsent, outcome, list(spans)
 
 
 class _Reporter:
@@ -291,6 +315,17 @@ class _Reporter:
             return  # the daemon is slow or gone; the next report or the outcome tells it
         self.unsent = None
         self._next_at = now + _REPORT_EVERY_S
+
+    def span(self, dumped: str) -> bool:
+        """Send a span; False: the daemon does not take it now, or it is too long."""
+        told = json.dumps({"key": self._key, "span": dumped}).encode()
+        if len(told) > _DATAGRAM_BYTES:
+            return False
+        try:
+            _out.sendto(told, socket.MSG_DONTWAIT, _address)
+        except OSError:
+            return False
+        return True
 
     def save(self, checkpoint: str) -> None:
         """Send a checkpoint; unlike progress it waits for a slow daemon, and fails the job where there is none."""

@@ -28,6 +28,7 @@ from jef_daemon.run.progress import Progress
 from jef_daemon.sdk import GrantedLock, lost_mark
 from jef_daemon.settings import Settings
 from jef_daemon.tokens import new_token
+from jef_daemon.traceparent import given
 
 log = structlog.get_logger()
 
@@ -105,6 +106,7 @@ class Worker:
         self._pool = pool
         self._settings = settings
         self._on_claimed = on_claimed
+        self._is_traced = settings.tracing.is_wanted
         self._scratch_root = str(settings.scratch_dir.absolute())
         self._running: dict[asyncio.Task[None], Execution] = {}
         self._by_action: Counter[str] = Counter()
@@ -355,6 +357,8 @@ class Worker:
             token=f"{self._identity}.{execution.token}",
             external_id=execution.external_id,
             saved=await self._ledger.saved(execution.execution_id) if may_have_saved else None,
+            traceparent=given(execution, is_traced=self._is_traced) if execution.traceparent else None,
+            is_traced=self._is_traced,
         )
 
     def _scratch(self, execution: Execution) -> str:

@@ -96,6 +96,7 @@ async def arun(
     workflow_context_variables: Mapping[str, Any] | None = None,
     locks: Mapping[str, GrantedLock] | None = None,
     saved: Any = None,
+    traceparent: str | None = None,
 ) -> TestRun:
     """Run an executor to its end, from a coroutine test.
 
@@ -110,6 +111,7 @@ async def arun(
         workflow_context_variables: the workflow's context.
         locks: granted locks by resource.
         saved: what an earlier attempt gave to `checkpoint`.
+        traceparent: of the job's trace.
     """
     made = executor if isinstance(executor, ActionExecutor) else _make(executor, settings)
     action = made.action or type(made).__name__
@@ -128,6 +130,7 @@ async def arun(
             workflow_context_variables=workflow_context_variables or {},
             locks=locks or {},
             saved=telling.saved,
+            traceparent=traceparent,
             token="test",  # noqa: S106  nobody checks it here
         )
         await _call(made, job, telling, blocks=is_blocking(made))

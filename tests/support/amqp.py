@@ -35,6 +35,9 @@ ACTIONS = (
     "locked-blocking",
     "locked-command",
     "resumed",
+    "traced",
+    "traced-blocking",
+    "traced-command",
 )
 
 

@@ -33,7 +33,12 @@ def test_what_needs_a_restart_are_keys() -> None:
 
 @pytest.mark.parametrize("key", NEEDS_RESTART)
 def test_each_of_them_keeps_its_value_and_is_named(key: str) -> None:
-    others = {"roles": ["worker"], "http_port": 1, "bus.queue_type": "classic"}
+    others: dict[str, object] = {"roles": ["worker"], "http_port": 1, "bus.queue_type": "classic"}
+    others |= {
+        "tracing.enabled": True,
+        "tracing.endpoint": "http://collector:4318",
+        "tracing.sampling_ratio": 0.5,
+    }
     value = others.get(key, 61 if key.endswith(("_s", "prefetch", "window")) else "other")
     if key.startswith("locks."):
         value = 61.0
