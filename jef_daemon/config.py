@@ -177,7 +177,8 @@ def _put_file(sources: _Sources, path: Path | None, environ: Mapping[str, str]) 
     """The file's values; returns the line of each key, as far as it can be told."""
     if path is None:
         named = environ.get("JEF_CONFIG")
-        path = Path(named) if named else SYSTEM_FILE if SYSTEM_FILE.exists() else None
+        # Asked so that somebody who may not look into its folder goes on without it.
+        path = Path(named) if named else SYSTEM_FILE if os.path.exists(SYSTEM_FILE) else None  # noqa: PTH110
     if path is None:
         return {}
     try:
