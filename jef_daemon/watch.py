@@ -22,7 +22,8 @@ from typing import Protocol
 import structlog
 from pydantic_core import from_json
 
-from jef_daemon.ports import Clock, Consequences, Delivery, Silence, SystemClock
+from jef_daemon.clock import SteadyClock
+from jef_daemon.ports import Clock, Consequences, Delivery, Silence
 
 log = structlog.get_logger()
 
@@ -32,8 +33,6 @@ _AT_ONCE = 250
 """Executions in one transaction."""
 _PAGE = 2000
 """Deadlines that are read at once."""
-_CLOCK_STEP_S = 5.0
-"""A wall clock that moves so far against the monotonic one was set, or the machine was suspended."""
 _LAG_S = 1.0
 """A watcher that flags later than that says so."""
 BEHIND_S = 5.0
@@ -158,10 +157,9 @@ class Watcher:
         self._ledger = ledger
         self._bus = bus
         self._follow = follow
-        self._clock = clock or SystemClock()
+        self._clock = SteadyClock(clock)
         self._deadlines = Deadlines()
         self._wake = asyncio.Event()
-        self._skew = self._clock.now() - self._clock.monotonic()
         self._session = -1
         """The connection after whose beginning the deadlines were read."""
         self._looked_at = self._clock.monotonic()
@@ -229,7 +227,7 @@ class Watcher:
 
     def _expect(self, execution_id: str, deadline: float) -> None:
         """An update of an execution until an instant of the wall clock."""
-        if self._deadlines.put(execution_id, deadline - self._skew):
+        if self._deadlines.put(execution_id, self._clock.until(deadline)):
             self._wake.set()
 
     async def _read_all(self) -> None:
@@ -247,15 +245,10 @@ class Watcher:
         took_s = round(self._clock.monotonic() - began, 3)
         log.info("watching", executions=self.watched, overdue=overdue, read_in_s=took_s)
 
-    def _now(self) -> float:
-        """The wall clock as it was last minded: one that was set since then does not count yet."""
-        return self._skew + self._clock.monotonic()
-
     async def _mind_clock(self) -> bool:
         """Follow the wall clock; returns whether it was set."""
-        skew = self._clock.now() - self._clock.monotonic()
-        by_s, self._skew = skew - self._skew, skew
-        if abs(by_s) <= _CLOCK_STEP_S:
+        by_s = self._clock.look()
+        if not by_s:
             return False
         shifted = await self._ledger.shift_clocks(by_s)
         log.warning("clock_set", by_s=round(by_s, 1), consequence=f"{shifted} deadlines are moved by as much")
@@ -275,7 +268,7 @@ class Watcher:
         if await self._mind_clock():
             return []  # they were read again, with deadlines by the new time
         asked_at = self._clock.monotonic()
-        silence = await self._ledger.fall_silent(due, self._now())
+        silence = await self._ledger.fall_silent(due, self._clock.now())
         if self.on_flagged is not None and silence.lateness_s:
             took_s = self._clock.monotonic() - asked_at
             self.on_flagged([late_s + took_s for late_s in silence.lateness_s])
@@ -289,10 +282,10 @@ class Watcher:
         more = True
         while more:
             await self._mind_clock()
-            missed = await self._ledger.overdue(self._now(), _AT_ONCE)
+            missed = await self._ledger.overdue(self._clock.now(), _AT_ONCE)
             if missed:
                 await self._flag(missed)
-            consequences = await self._ledger.run_out(self._now(), _AT_ONCE)
+            consequences = await self._ledger.run_out(self._clock.now(), _AT_ONCE)
             self._follow(consequences)
             more = consequences.again or len(missed) == _AT_ONCE
         self._looked_at = self._clock.monotonic()

@@ -16,11 +16,12 @@ from typing import Protocol
 
 import structlog
 
+from jef_daemon.clock import SteadyClock
 from jef_daemon.errors import RequestRefused
 from jef_daemon.inbox import Inbox
 from jef_daemon.lock import wire
 from jef_daemon.lock.requests import Answer, Expire, Refused, Reply, Request
-from jef_daemon.ports import Accepted, Arrival, Clock, Delivery, Outgoing, Refusal, SystemClock, seen
+from jef_daemon.ports import Accepted, Arrival, Clock, Delivery, Outgoing, Refusal, seen
 
 log = structlog.get_logger()
 
@@ -28,8 +29,6 @@ _TICK_S = 1.0
 """How late a lease ends."""
 _AT_ONCE = 250
 """Requests in one transaction: what is decided together is answered together."""
-_CLOCK_STEP_S = 5.0
-"""A wall clock that moves so far against the monotonic one was set, or the machine was suspended."""
 
 
 class LockLedger(Protocol):
@@ -110,11 +109,10 @@ class LockService:
         """How often places are told."""
         self.tell_places_to = tell_places_to
         """How many of each queue hear theirs."""
-        self._clock = clock or SystemClock()
+        self._clock = SteadyClock(clock)
         self._inbox = Inbox(self._take, _AT_ONCE)
         self._session = 0
         """The connection for which leases were prolonged."""
-        self._skew = self._clock.now() - self._clock.monotonic()
         self._touched: set[str] = set()
 
     def deliver(self, delivery: Delivery) -> None:
@@ -153,7 +151,7 @@ class LockService:
         return wire.decode(delivery.body, self.max_body_bytes, delivery.reply_to, delivery.correlation_id)
 
     async def _decide(self, requests: Sequence[tuple[Delivery, Request]]) -> None:
-        deciding = self._ledger.deciding([request for _, request in requests], self._now())
+        deciding = self._ledger.deciding([request for _, request in requests], self._clock.now())
         try:
             self._touched |= await deciding
         except Exception as error:  # noqa: BLE001  whatever one request did to the store, the others go on
@@ -198,29 +196,22 @@ class LockService:
 
     async def _take_over(self, session: int) -> None:
         """Prolong leases once for each connection, and when the wall clock was set."""
-        skew = self._clock.now() - self._clock.monotonic()
-        by_s = skew - self._skew
-        self._skew = skew
-        was_set = abs(by_s) > _CLOCK_STEP_S
-        if session == self._session and not was_set:
+        by_s = self._clock.look()
+        if session == self._session and not by_s:
             return
         self._session = session
-        if was_set:
+        if by_s:
             log.warning("clock_set", by_s=round(by_s, 1), consequence="leases last as long as before")
             await self._ledger.shift_locks(by_s)
         # A suspended machine looks like a clock that was set, and nobody could renew meanwhile.
         await self._ledger.take_over_locks(self.takeover_grace_s)
-
-    def _now(self) -> float:
-        """The wall clock as it was last minded: by one that is set just now, no lease may end."""
-        return self._skew + self._clock.monotonic()
 
     async def _end_leases(self) -> None:
         while True:
             await asyncio.sleep(_TICK_S)
             if session := self._bus.session:
                 await self._take_over(session)
-                self._touched |= await self._ledger.deciding([Expire()], self._now())
+                self._touched |= await self._ledger.deciding([Expire()], self._clock.now())
 
     async def _tell_places(self) -> None:
         while True:

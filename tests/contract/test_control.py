@@ -28,7 +28,8 @@ from jef_daemon.names import Names
 from jef_daemon.ports import Accepted, Capacity, Command, Delivery, Outgoing, Reported
 from jef_daemon.retry import RetryPolicy
 from jef_daemon.updates import Updates
-from tests.support.ledgers import LOCK, Life, ManualClock
+from tests.support.clock import ManualClock
+from tests.support.ledgers import LOCK, Life
 
 CANCEL = b'{"command": "cancel", "executionId": "1"}'
 BROKE = Failed(error_type="RuntimeError", error_message="on purpose")

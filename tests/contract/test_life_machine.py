@@ -34,7 +34,8 @@ from jef_daemon.lifecycle import (
     Resumed,
     Stopped,
 )
-from tests.support.ledgers import LOCK, Life, ManualClock
+from tests.support.clock import ManualClock
+from tests.support.ledgers import LOCK, Life
 
 T = TypeVar("T")
 NAMES = st.sampled_from(["1", "2", "3", "4"])

@@ -79,7 +79,7 @@ async def test_a_lock_is_kept_when_the_clock_is_set_ahead(
     daemon: DaemonProcess, client: Client, clock: Clock
 ) -> None:
     """The lease of a running job is renewed on; the one who waits gets the lock when the job ends, not before."""
-    daemon.configure(locks={"lease_s": 10.0})
+    daemon.configure(locks={"lease_s": 30.0})
     clock.start(daemon)
     await client.submit("slow", "holder", {"seconds": 5}, locks=[lock("asset/1")])
     await client.until(lambda: "RUNNING" in client.statuses("holder"))

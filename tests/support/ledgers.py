@@ -25,6 +25,7 @@ from jef_daemon.ports import (
     Reported,
 )
 from jef_daemon.retry import RetryPolicy
+from tests.support.clock import ManualClock
 
 LOCK = ("asset/1", "EXCLUSIVE")
 ASYNC = Policy(hooks=frozenset({"poll", "cancel", "resume"}))
@@ -36,19 +37,6 @@ POLICIES = {
     "fixed": Policy(cancellable=False),
     "again": Policy(RetryPolicy(3, 10.0, 2.0, 300.0, 0.0, frozenset({"Hopeless"}), on_timeout=True)),
 }
-
-
-class ManualClock:
-    """A clock that moves when told."""
-
-    def __init__(self) -> None:
-        self.time = 1_000_000.0
-
-    def now(self) -> float:
-        return self.time
-
-    def monotonic(self) -> float:
-        return self.time
 
 
 class Life:
