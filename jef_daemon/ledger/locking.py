@@ -15,7 +15,8 @@ from jef_daemon.ports import Heard, Lost
 def store_of(transaction: Transaction, now: float | None = None) -> LockStore:
     """The lock service's store, at a time; None: the transaction's."""
     now = transaction.now if now is None else now
-    return LockStore(transaction.connection, now, transaction.terms.lock_limits, transaction.count)
+    count = transaction.count if transaction.is_counted else None
+    return LockStore(transaction.connection, now, transaction.terms.lock_limits, count)
 
 
 def decide(transaction: Transaction, requests: Sequence[Request], now: float | None) -> set[str]:

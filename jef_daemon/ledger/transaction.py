@@ -259,6 +259,11 @@ class Transaction:
         """Set the clock of an execution's place, which goes on as another: it has its locks, or lost them."""
         self.connection.execute(_REARM, {"key": execution_id, "at": due_at})
 
+    @property
+    def is_counted(self) -> bool:
+        """Whether anybody wants to know what is no transition."""
+        return self._tally is not None
+
     def count(self, what: Counted, word: str = "", number: int = 1) -> None:
         """Count something that is no transition."""
         if self._tally is not None and number:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from jef_daemon.errors import RequestRefused
-from jef_daemon.ledger import writer
+from jef_daemon.ledger import lock_store, writer
 from jef_daemon.ledger.transaction import Transaction
 from jef_daemon.lifecycle import Completed, Event, Failed, Launched, Progressed, Retried
 from jef_daemon.lock.requests import (
@@ -185,6 +185,11 @@ async def test_requests_for_locks_are_counted_by_their_answer(counting: Counting
         (Release(owner="a", reply_to="a", correlation_id="a#6", sole=True), "released"),  # b is granted
         (Release(owner="b", reply_to="b", correlation_id="b#2"), "released"),
         (ForceRelease(resource="x", reason="stuck", by="ann", **where), "released"),
+        (acquire("ann", "z", **where), "granted"),
+        (
+            ForceRelease(resource="z", reason="my own", by="ann", **where),
+            "released",
+        ),  # REVOKED is told there as well
     ]
     for request, word in steps:
         before = counting.of(Counted.LOCK_REQUEST)
@@ -242,11 +247,16 @@ async def test_where_nobody_counts_nothing_is_gathered(
             super().__init__(*given)
             tallies.append(self._tally)
 
+    looked_at: list[object] = []
     monkeypatch.setattr(writer, "Transaction", Seen)
+    monkeypatch.setattr(lock_store, "_count", lambda *given: looked_at.append(given))
     await counting.life.reopen()
     await counting.life.run("1", "a", Completed())
-    assert tallies
+    await counting.life.ledger.deciding([acquire("a", "x")])
+    assert len(tallies) > 3
     assert set(map(type, tallies)) == {type(None)}
+    assert looked_at == []
     counting.life.ledger.on_commit(counting.committed)
-    await counting.life.arrive("2")
+    await counting.life.ledger.deciding([acquire("b", "x")])
     assert type(tallies[-1]) is Tally
+    assert len(looked_at) == 1
