@@ -15,7 +15,6 @@ from tests.integration.test_locks import lock
 from tests.support.amqp import Client
 from tests.support.process import DaemonProcess
 
-
 LATE_S = 3.0
 """A flag comes within a second of its deadline (`benchmarks/watch.py`), on a machine with time to spare."""
 
