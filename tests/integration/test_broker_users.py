@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+import broker_kinds
 import pika
 import pika.exceptions
 import pytest
@@ -52,27 +53,39 @@ class Site:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """A broker of the module's own; twice the definitions, as the command line makes them."""
+    """A broker of the module's own; one file loaded when it starts, as in compose, another when it runs."""
     folder = tmp_path_factory.mktemp("users")
-    configuration = folder / "jef.toml"
-    configuration.write_text(f'prefix = "{PREFIX}"\n[actions.nap]\ncommand = ["true"]\n')
+    (folder / "jef.toml").write_text(f'prefix = "{PREFIX}"\n[actions.nap]\ncommand = ["true"]\n')
+    define(folder, "/", "definitions.json")
+    define(folder, ELSEWHERE, "elsewhere.json")
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv(URL_VARIABLE, raising=False)
         broker = PrivateBroker(folder / "broker")
+        write = broker_kinds.Node._write_configuration
+        added = (ROOT / "deploy/docker/rabbitmq.conf").read_text().replace("/run/jef", str(folder))
+
+        def write_more(node: broker_kinds.Node) -> None:
+            write(node)
+            with (folder / "broker/rabbitmq.conf").open("a") as configuration:
+                configuration.write(added)
+
+        patch.setattr(broker_kinds.Node, "_write_configuration", write_more)
         broker.start()
-        for vhost in ("/", ELSEWHERE):
-            words = ["--config", str(configuration), "definitions", "--passwords", str(folder / "passwords")]
-            made = subprocess.run(
-                [sys.executable, "-m", "jef_daemon", *words, "--vhost", vhost],
-                check=True,
-                capture_output=True,
-                text=True,
-            )
-            file = folder / "definitions.json"
-            file.write_text(made.stdout)
-            broker.ctl("import_definitions", str(file))
+        broker.ctl("import_definitions", str(folder / "elsewhere.json"))
         yield Site(broker, folder / "passwords")
         broker.remove()
+
+
+def define(folder: Path, vhost: str, name: str) -> None:
+    """Write definitions for a virtual host, as the command line makes them."""
+    words = ["--config", str(folder / "jef.toml"), "definitions", "--passwords", str(folder / "passwords")]
+    made = subprocess.run(
+        [sys.executable, "-m", "jef_daemon", *words, "--vhost", vhost],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    (folder / name).write_text(made.stdout)
 
 
 # --- what each may do, and nothing else --------------------------------------------------------------------
@@ -161,6 +174,7 @@ def test_passwords_are_needed_and_not_told(site: Site) -> None:
     told = json.loads(site.broker.ctl("list_users", "--formatter", "json"))
     ours = {user["user"]: user["tags"] for user in told if user["user"].startswith(PREFIX)}
     assert ours == {f"{PREFIX}-{part}": [] for part in PARTS}
+    assert "guest" not in {user["user"] for user in told}, "with users of its own the broker makes none"
     file = (site.passwords.parent / "definitions.json").read_text()
     for path in site.passwords.iterdir():
         assert path.stat().st_mode & 0o777 == 0o600
