@@ -1,7 +1,7 @@
 # The two commands: `make demo` sets everything up and shows the main job; `make test` sets up and tests.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-tests demo run stop test check format lock bench docs site clean
+.PHONY: help setup setup-tests demo run stop test check format lock bench docs site deb clean
 
 PYTHON := .venv/bin/python
 
@@ -51,6 +51,9 @@ site: setup ## Build the documentation as a site, into dist/site
 
 bench: setup ## Measure against a plain handler, side by side
 	@$(PYTHON) benchmarks/throughput.py
+
+deb: setup-tests ## Build the Debian package, into dist
+	@deploy/debian/build.sh
 
 clean: stop ## Remove what was made here
 	@[ ! -d .jef/broker ] || $(PYTHON) deploy/local/broker.py remove

@@ -2,7 +2,7 @@
 # Prepares this checkout: a Python, .venv with the locked packages, the project itself, a RabbitMQ.
 # Says what it does and how long it took; does nothing twice. Called by the Makefile.
 #   setup.sh [--tests]     with --tests: what the tests need besides (ffmpeg, spin, node, systemd, a C compiler,
-#                          Prometheus)
+#                          Prometheus, tools of Debian packages, a small system to boot)
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -110,11 +110,23 @@ if [ "${1:-}" = --tests ]; then
   command -v faketime >/dev/null || missing+=(faketime)
   command -v systemd-analyze >/dev/null || missing+=(systemd)
   command -v cc >/dev/null || missing+=(gcc libc6-dev)
+  # The Debian package: built, judged, and installed on a machine with a systemd of its own.
+  command -v dh >/dev/null || missing+=(debhelper)
+  command -v lintian >/dev/null || missing+=(lintian)
+  command -v debootstrap >/dev/null || missing+=(debootstrap)
+  command -v systemd-nspawn >/dev/null || missing+=(systemd-container)
   if [ ${#missing[@]} -gt 0 ]; then
     apt_install "${missing[@]}" || fail "the tests need these programs, install them and run this again: ${missing[*]}"
   fi
   if ! command -v prometheus >/dev/null || ! command -v promtool >/dev/null; then
     [ -x .jef/prometheus/usr/bin/promtool ] || apt_unpack prometheus .jef/prometheus ||
       fail "the tests need Prometheus and its promtool on the path: install them and run this again"
+  fi
+  deploy/debian/build.sh --wheels || exit 1
+  if [ "$(id -u)" = 0 ]; then
+    root=$(deploy/local/debian_root.sh) || exit 1
+    say "a system to boot in tests: $root"
+  else
+    say "not root: tests/acceptance/test_systemd.py, which boots a system, will fail here"
   fi
 fi

@@ -16,7 +16,7 @@ from jef_daemon.settings import Settings
 
 ACCOUNT = "jef-daemon"
 CONFIG = "/etc/jef-daemon/jef.toml"
-_FLUSHES = 14
+_FLUSHES = 16
 """Steps of the way down that may each take all of `shutdown.flush_s`, when broker and disk hang both."""
 _WORD = re.compile(r"[\w@%+=:,./-]+")
 

@@ -38,6 +38,8 @@ ACTIONS = (
     "traced",
     "traced-blocking",
     "traced-command",
+    "probe",
+    "later",
 )
 
 

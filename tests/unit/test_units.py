@@ -57,7 +57,7 @@ def test_the_default_settings_fit_into_the_time_to_stop(name: str) -> None:
 
 def test_every_step_of_the_way_down_is_counted() -> None:
     """Each may take its whole time when broker and disk hang; after a role failed, the worker is drained twice."""
-    steps = inspect.getsource(Daemon._end).count("shutdown.flush_s)")
+    steps = inspect.getsource(Daemon._end).count("), shutdown.flush_s)")
     steps += 2 * inspect.getsource(Worker.drain).count("flush_s, haste)")
     plain = {"drain_s": 30.0, "flush_s": 0.0}
     without = units.stop_within_s(Settings.model_validate({"shutdown": plain}))
@@ -129,7 +129,7 @@ def test_install_writes_the_files_below_a_root(tmp_path: Path) -> None:
     assert all(str(path) in done.output for path in written)
     unit = (tmp_path / "image/etc/systemd/system/jef-daemon.service").read_text()
     assert f'ExecStart={Path(sys.executable).parent / "jef"} run --config "{config}"\n' in unit
-    assert "TimeoutStopSec=3760\n" in unit
+    assert "TimeoutStopSec=3780\n" in unit
     assert "jef.toml" not in (tmp_path / "image/etc/tmpfiles.d/jef-daemon.conf").read_text()
 
 
