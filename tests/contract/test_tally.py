@@ -27,7 +27,8 @@ from jef_daemon.lock.requests import (
 from jef_daemon.lock.state import Mode
 from jef_daemon.metrics import DEFINITIONS
 from jef_daemon.ports import Call, Commit, Counted, Delivery, Refusal, Tally
-from tests.support.ledgers import LOCK, Life, ManualClock
+from tests.support.clock import ManualClock
+from tests.support.ledgers import LOCK, Life
 from tests.support.stored_locks import fresh
 
 WORDS = {one.name: set(one.values) for one in DEFINITIONS}
