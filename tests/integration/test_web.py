@@ -353,8 +353,8 @@ async def test_metrics_tell_what_happened(web: Port, client: Client) -> None:
         assert told == sorted(one.labels) or (told is None and one.labels == ("action",)), one.name
 
 
-async def test_locks_are_counted(web: Port, client: Client) -> None:
-    """Held by mode, and waiting."""
+async def test_locks_are_counted(web: Port, client: Client, daemon: DaemonProcess) -> None:
+    """Held by mode, and waiting; what was waited, lost, and not renewed."""
     locks = [{"resource": "asset/42", "mode": "EXCLUSIVE"}]
     for name in ("1", "2"):
         await client.submit("slow", name, {"seconds": 60}, locks=locks)
@@ -369,7 +369,17 @@ async def test_locks_are_counted(web: Port, client: Client) -> None:
     found = await metrics(web)
     assert [requests(found, word) for word in ("granted", "waiting", "released")] == [1, 1, 1]
     assert found["jef_lock_wait_seconds_count", (("action", "slow"),)] == 1
-    assert found["jef_lock_leases_expired_total", ()] == 0
+    assert (found["jef_locks_lost_total", ()], found["jef_lock_leases_expired_total", ()]) == (0, 0)
+    for command in (
+        ["release", "--force", "asset/42", "--reason", "its disk is on fire"],
+        ["acquire", "asset/9", "--owner", "nightly", "--lease", "1s"],
+    ):
+        done = await asyncio.to_thread(daemon.jef, "locks", *command)
+        assert done.returncode == 0, done.stderr
+    assert (await client.end_of("2"))["error"]["type"] == "LockLost"
+    while not (found := await metrics(web))["jef_lock_leases_expired_total", ()]:
+        await asyncio.sleep(0.1)
+    assert (found["jef_locks_lost_total", ()], found["jef_lock_leases_expired_total", ()]) == (1, 1)
 
 
 def requests(found: Samples, outcome: str) -> float:
