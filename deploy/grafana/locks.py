@@ -115,7 +115,6 @@ def _times() -> list[Panel]:
             "All waits",
             "How many jobs waited how long for their locks.",
             buckets("jef_lock_wait_seconds"),
-            width=8,
         ),
     ]
 

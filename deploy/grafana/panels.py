@@ -18,7 +18,7 @@ from grafana_foundation_sdk.models import common, dashboard
 from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
-Panel = Builder[dashboard.Panel]
+Panel = timeseries.Panel | stat.Panel | statetimeline.Panel | heatmap.Panel | table.Panel
 
 SOURCE = dashboard.DataSourceRef(type_val="prometheus", uid="${datasource}")
 DAEMON = 'instance=~"$daemon"'
@@ -117,9 +117,7 @@ def buckets(metric: str, labels: str = DAEMON) -> Query:
 # --- panels ----------------------------------------------------------------------------------------------
 
 
-def lines(
-    title: str, meaning: str, unit: str, *queries: Query, stacked: bool = False, width: int = 8
-) -> Panel:
+def lines(title: str, meaning: str, unit: str, *queries: Query, stacked: bool = False) -> timeseries.Panel:
     """Series over time; stacked, where their sum says something."""
     panel = (
         timeseries.Panel()
@@ -128,7 +126,6 @@ def lines(
         .unit(unit)
         .min(0)
         .height(8)
-        .span(width)
         .datasource(SOURCE)
         .targets(_targets(queries))
         .line_width(2)
@@ -152,10 +149,9 @@ def lines(
     return panel
 
 
-def bars(title: str, meaning: str, *queries: Query, width: int = 8) -> Panel:
+def bars(title: str, meaning: str, *queries: Query) -> Panel:
     """How often something happened: for what is rare and never nothing to be looked at."""
-    panel = lines(title, meaning, "short", *queries, stacked=True, width=width)
-    assert isinstance(panel, timeseries.Panel)
+    panel = lines(title, meaning, "short", *queries, stacked=True)
     return panel.draw_style(common.GraphDrawStyle.BARS).fill_opacity(80).no_value("none")
 
 
@@ -176,7 +172,6 @@ def number(
         .description(meaning)
         .unit(unit)
         .height(4)
-        .span(3)
         .datasource(SOURCE)
         .targets(_targets([Query(expression, title)]))
         .thresholds(build_dashboard.ThresholdsConfig().steps(thresholds))
@@ -189,16 +184,13 @@ def number(
     return panel
 
 
-def states(
-    title: str, meaning: str, query: Query, words: Mapping[str, tuple[str, str]], width: int = 8
-) -> Panel:
+def states(title: str, meaning: str, query: Query, words: Mapping[str, tuple[str, str]]) -> Panel:
     """Whether something was so, over time: a band for each series, with a word and a colour for each value."""
     return (
         statetimeline.Panel()
         .title(title)
         .description(meaning)
         .height(8)
-        .span(width)
         .datasource(SOURCE)
         .targets(_targets([query]))
         .mappings([_mapping(words)])
@@ -213,14 +205,13 @@ def states(
     )
 
 
-def heat(title: str, meaning: str, query: Query, width: int = 12) -> Panel:
+def heat(title: str, meaning: str, query: Query) -> Panel:
     """A histogram over time: where most are, and whether there are two humps."""
     return (
         heatmap.Panel()
         .title(title)
         .description(meaning)
         .height(8)
-        .span(width)
         .datasource(SOURCE)
         .targets([_target(query, "A").format(PromQueryFormat.HEATMAP)])
         .y_axis(heatmap.YAxisConfig().unit("s"))
@@ -228,7 +219,7 @@ def heat(title: str, meaning: str, query: Query, width: int = 12) -> Panel:
     )
 
 
-def rows(title: str, meaning: str, query: Query, shown: Sequence[str], width: int = 8) -> Panel:
+def rows(title: str, meaning: str, query: Query, shown: Sequence[str]) -> Panel:
     """The labels of some series, as a table."""
     hidden = {"Time": True, "Value": True, "__name__": True, "job": True}
     order = {name: place for place, name in enumerate(shown)}
@@ -237,7 +228,6 @@ def rows(title: str, meaning: str, query: Query, shown: Sequence[str], width: in
         .title(title)
         .description(meaning)
         .height(8)
-        .span(width)
         .datasource(SOURCE)
         .targets([_target(query, "A").instant().format(PromQueryFormat.TABLE)])
         .transformations(
@@ -306,9 +296,19 @@ def board(
     )
     for heading, found in panels.items():
         made.with_row(build_dashboard.Row(heading))
-        for panel in found:
-            made.with_panel(panel)
+        for panel, width in zip(
+            found, widths(len(found), 8 if isinstance(found[0], stat.Panel) else 3), strict=True
+        ):
+            made.with_panel(panel.span(width))
     built = made.build()
     for number, each in enumerate(built.panels or [], 1):
         each.id_val = number  # links to one panel stay right
     return built
+
+
+def widths(count: int, most: int) -> list[int]:
+    """Of so many panels, at most so many beside each other: full lines of equal panels, the fuller ones first."""
+    lines_of_them = -(-count // most)
+    fewest, more = divmod(count, lines_of_them)
+    in_lines = [fewest + (line < more) for line in range(lines_of_them)]
+    return [24 // in_line for in_line in in_lines for _ in range(in_line)]
