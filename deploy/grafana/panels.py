@@ -93,8 +93,8 @@ def rates(metric: str, by: str, labels: str = DAEMON) -> Query:
 
 
 def events(metric: str, by: str, labels: str = DAEMON) -> Query:
-    """How many events there were between two points of the picture, by a label: for what is rare."""
-    return Query(f"sum by ({by}) (increase({metric}{{{labels}}}[{RATE}]))", f"{{{{{by}}}}}")
+    """How many events there were between two points of the picture, by a label, for what is rare; none: no bar."""
+    return Query(f"sum by ({by}) (increase({metric}{{{labels}}}[{RATE}])) > 0", f"{{{{{by}}}}}")
 
 
 def quantile(metric: str, share: float, by: str = "", labels: str = DAEMON) -> str:
@@ -178,9 +178,10 @@ def number(
         .reduce_options(build.ReduceDataOptions().calcs(["lastNotNull"]))
         .graph_mode(common.BigValueGraphMode.NONE if words else common.BigValueGraphMode.AREA)
     )
+    if unit == "none":
+        panel.decimals(0)  # an increase is estimated, and would be told with digits behind the point
     if words:
-        results = {value: dashboard.ValueMappingResult(text, color) for value, (text, color) in words.items()}
-        panel.mappings([dashboard.ValueMap(results)])
+        panel.mappings([_mapping(words)])
     return panel
 
 

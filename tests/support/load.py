@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 import aio_pika
@@ -41,11 +40,11 @@ class Load:
         self._client = client
         self._http = client_of(port)
 
-    async def run(self, pause_s: float = 0.5) -> None:
-        """Until cancelled: rounds, each begun so long after the one before, whatever became of that one."""
+    async def run(self, pauses_s: Iterable[float]) -> None:
+        """Until cancelled: rounds, with these pauses between their beginnings, whatever becomes of each."""
         async with self._http, asyncio.TaskGroup() as rounds:
             await self._lock("acquire", owner="hoarder", locks=[exclusive("hoarded")], leaseSeconds=3600)
-            for number in itertools.count(1):
+            for number, pause_s in enumerate(pauses_s, 1):
                 rounds.create_task(self._round(str(number)), name=f"round {number}")
                 await asyncio.sleep(pause_s)
 
@@ -131,15 +130,15 @@ def exclusive(resource: str) -> dict[str, str]:
 
 
 @contextlib.asynccontextmanager
-async def under_load(daemon: DaemonProcess, *, slots: int = 16) -> AsyncIterator[int]:
-    """A daemon that has much to do; where its HTTP port is."""
+async def under_load(daemon: DaemonProcess, pauses_s: Iterable[float]) -> AsyncIterator[int]:
+    """A daemon that has much to do, in rounds with these pauses between them; where its HTTP port is."""
     port = free_port()
     # Leases end when they end: nobody of this load has a right to be waited for.
     locks = {"takeover_grace_s": 0}
-    daemon.configure(ACTIONS, slots={"total": slots}, logging={"level": "info"}, locks=locks)
+    daemon.configure(ACTIONS, slots={"total": 16}, logging={"level": "info"}, locks=locks)
     daemon.start(JEF_HTTP_PORT=str(port))
     async with Client(daemon.url, daemon.prefix) as client:
-        load = asyncio.create_task(Load(client, port).run(), name="load")
+        load = asyncio.create_task(Load(client, port).run(pauses_s), name="load")
         try:
             yield port
         finally:
