@@ -213,8 +213,7 @@ class RabbitBus:
                     session.give_up(f"no answer within {patience_s:g} s")
             else:
                 self.is_blocked = False
-            if self.is_blocked or not session.is_broken:
-                self._move()
+            self._move()
         settings = self._settings
         tries_s = settings.reconnect_max_s + _CONNECT_TIMEOUT_S + _SET_UP_S + _LET_GO_S
         return self._clock.monotonic() - self._moved_at < tries_s + _MARGIN_S

@@ -298,9 +298,11 @@ async def test_a_ledger_whose_writer_hangs(ledger: SqlLedger) -> None:
     """Its thread stands in the middle of a transaction; and goes on."""
     assert await ledger.is_alive(5)
     goes_on = threading.Event()
-    stands = ledger._other(lambda _: goes_on.wait())
-    assert not await ledger.is_alive(0.05)
-    goes_on.set()
+    stands = ledger._other(lambda _: goes_on.wait(60))
+    try:
+        assert not await ledger.is_alive(0.05)
+    finally:
+        goes_on.set()
     await stands
     assert await ledger.is_alive(5)
 
@@ -316,7 +318,7 @@ async def test_a_ledger_that_takes_no_writes_is_waited_for_while_it_is_tried(
         if is_full:
             raise OperationalError("INSERT", {}, Exception("database or disk is full"))
         stands.set()
-        goes_on.wait()
+        goes_on.wait(60)
         return attempt(self, batch)
 
     monkeypatch.setattr(Writer, "_attempt", try_to)
@@ -333,10 +335,12 @@ async def test_a_ledger_that_takes_no_writes_is_waited_for_while_it_is_tried(
     assert "full" in str(ledger.stalled)
     is_full = False
     await asyncio.to_thread(stands.wait)
-    clock.time += 30
-    assert await ledger.is_alive(0.01)
-    clock.time += 60
-    assert not await ledger.is_alive(0.01)
-    goes_on.set()
+    try:
+        clock.time += 30
+        assert await ledger.is_alive(0.01)
+        clock.time += 60
+        assert not await ledger.is_alive(0.01)
+    finally:
+        goes_on.set()
     await writing
     assert await ledger.is_alive(5)

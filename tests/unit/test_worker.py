@@ -44,6 +44,7 @@ class StubLedger:
         self.applied: list[tuple[int | None, Event]] = []
 
     def claiming(self, capacity: Capacity) -> asyncio.Future[list[Claimed]]:
+        self.capacity = capacity
         self.claims.append(asyncio.get_running_loop().create_future())
         return self.claims[-1]
 
@@ -97,6 +98,7 @@ class Bench:
         settings = Settings.model_validate({"data_dir": str(folder), "shutdown": {"flush_s": 1.0}})
         self.ledger = StubLedger()
         pool = ProcessPool(1, 0, 1.0, [])
+        self.catalogue = catalogue
         self.worker = Worker(self.ledger, catalogue, pool, settings, lambda *_: None, NoLeases())
         self.worker.wake()
 
@@ -227,3 +229,26 @@ async def test_a_loss_is_counted_once(bench: Bench) -> None:
     assert bench.worker.locks_lost == 1
     bench.worker.lock_lost(Lost("1", 1, "r: the lease ended"))
     assert bench.worker.locks_lost == 1
+
+
+async def test_nothing_is_claimed_of_an_action_that_was_taken_out(bench: Bench) -> None:
+    """A claim that is under way is a start: what it brings runs, and runs to its end."""
+    assert bench.ledger.capacity.by_action == {"watched": 64}
+    bench.catalogue.become(Catalogue({}))
+    bench.claimed()
+    await bench.until_begun()
+    bench.worker.wake()
+    assert bench.ledger.capacity.by_action == {}
+    Watched.answer.set()
+    assert isinstance(await bench.outcome(), Completed)
+
+
+async def test_an_attempt_of_an_action_that_was_taken_out_is_interrupted_as_ever(tmp_path: Path) -> None:
+    """Whether it may run again was said when it was there."""
+    bench = Bench(tmp_path, may_run_again=True)
+    bench.claimed()
+    bench.catalogue.become(Catalogue({}))
+    await turns(1)
+    for task in bench.worker._running:
+        task.cancel()  # before its first step
+    assert isinstance(await bench.outcome(), Interrupted)
