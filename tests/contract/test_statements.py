@@ -24,6 +24,10 @@ _MODULES = [
 ]
 
 
+OF_ALL = {"SHIFT_GRANTS", "SHIFT_WAITERS"}
+"""Those that mean every row: the wall clock was set, and every lease moves."""
+
+
 def statements(module: ModuleType) -> dict[str, Executable]:
     """Those that a module keeps, by name; those it keeps in a table, by its key."""
     found: dict[str, Executable] = {}
@@ -53,4 +57,4 @@ async def test_every_statement_looks_into_an_index(database: sqlite3.Connection)
             scans += [f"{name}: {step}" for step in steps if step.startswith("SCAN") and "INDEX" not in step]
             looked_at += 1
     assert looked_at > 30
-    assert scans == []
+    assert {scan.partition(":")[0] for scan in scans} == OF_ALL
