@@ -24,6 +24,7 @@ import yaml
 from jef_daemon import config
 from jef_daemon.errors import SettingsError
 from jef_daemon.settings import Settings
+from jef_daemon.units import stop_within_s
 from jef_daemon.web import app
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -166,11 +167,18 @@ def test_the_daemon_of_compose() -> None:
     daemon = SERVICES["daemon"]
     settings = config.load(DOCKER / "jef.toml", {}, ENVIRONMENT | daemon["environment"])
     assert settings.amqp_url.get_secret_value() == "amqp://jef-daemon@rabbitmq:5672/"
-    assert seconds(daemon["stop_grace_period"]) > settings.shutdown.drain_s + 2 * settings.shutdown.flush_s
+    assert seconds(daemon["stop_grace_period"]) >= stop_within_s(settings)
     assert "user" not in daemon
     assert (daemon["read_only"], daemon["cap_drop"], daemon["tmpfs"]) == (True, ["ALL"], ["/tmp"])
     assert ("daemon", str(settings.data_dir), "") in mounts("daemon")
     assert ("./jef.toml", daemon["environment"]["JEF_CONFIG"], "ro") in mounts("daemon")
+
+
+def test_the_page_says_how_long_to_wait() -> None:
+    page = (ROOT / "docs/deploy.md").read_text()
+    wanted = str(stop_within_s(Settings()))
+    assert f"at most {wanted} s with the defaults" in page
+    assert f"--stop-timeout {wanted} " in page
 
 
 def seconds(text: str) -> float:
@@ -273,9 +281,7 @@ def test_the_pod_may_little_and_stops_in_time() -> None:
         "capabilities": {"drop": ["ALL"]},
     }
     assert POD["automountServiceAccountToken"] is False
-    settings = kubernetes_settings()
-    needed_s = settings.shutdown.drain_s + 2 * settings.shutdown.flush_s
-    assert POD["terminationGracePeriodSeconds"] > needed_s
+    assert POD["terminationGracePeriodSeconds"] >= stop_within_s(kubernetes_settings())
 
 
 def kubernetes_settings() -> Settings:

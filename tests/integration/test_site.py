@@ -84,6 +84,14 @@ def test_every_page_of_the_documentation_is_in_it(site: Site) -> None:
     assert {"readme.html", "changelog.html", "contributing.html", "benchmarks.html"} <= pages
 
 
+def test_the_navigation_names_each_page_once() -> None:
+    """Two people may add the same one."""
+    nav = (ROOT / "mkdocs.yml").read_text().partition("\nnav:\n")[2]
+    pages = re.findall(r": (\S+\.md)$", nav, re.MULTILINE)
+    assert len(pages) > 20
+    assert sorted(set(pages)) == sorted(pages)
+
+
 def test_links_and_anchors_lead_somewhere(site: Site) -> None:
     """Of the pages as they came out, after all that was rewritten."""
     broken, checked = [], 0
