@@ -1,21 +1,20 @@
-"""Rules, dashboards, runbook and metrics hold together; a real promtool checks and tests the rules."""
+"""Rules, dashboards, runbook and metrics hold together. What promtool says of them: tests/integration."""
 
 from __future__ import annotations
 
 import json
 import re
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from private_prometheus import SHIPPED, program
+from private_prometheus import SHIPPED
 
 from deploy.grafana import export
 from jef_daemon.metrics import DEFINITIONS
-from tests.support.panels import DASHBOARDS, FOREIGN, RULES, Asked, asked, metrics_in, panels, rules
+from tests.support.panels import DASHBOARDS, FOREIGN, Asked, asked, metrics_in, panels, rules
 from tests.support.process import ROOT
 
 ALERTS = rules("alerts.yml")
@@ -28,23 +27,7 @@ NOT_DRAWN: Mapping[str, str] = {}
 """Metrics that neither a panel nor a rule asks for, each with the reason."""
 
 
-# --- by promtool -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        ("check", "config", SHIPPED / "prometheus.yml"),
-        ("check", "rules", RULES / "recording.yml", RULES / "alerts.yml"),
-        ("test", "rules", SHIPPED / "tests" / "alerts.yml"),
-    ],
-    ids=lambda words: " ".join(words[:2]),
-)
-def test_promtool_is_content(words: tuple[str | Path, ...]) -> None:
-    """Configuration and rules are well-formed; each alert does as its tests say."""
-    done = subprocess.run([program("promtool"), *words], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "SUCCESS" in done.stdout
+# --- alerts ----------------------------------------------------------------------------------------------
 
 
 def about(alert: str) -> list[tuple[Mapping[str, Any], bool]]:
