@@ -17,6 +17,7 @@ from jef_daemon.run.catalogue import Catalogue
 from jef_daemon.run.isolation import ProcessPool
 from jef_daemon.run.worker import Worker
 from jef_daemon.settings import Settings
+from jef_daemon.traceparent import exemplar
 from jef_daemon.updates import Updates
 from jef_daemon.watch import BEHIND_S, Watcher
 from jef_daemon.web.app import Doors, application
@@ -57,7 +58,8 @@ class Web:
         self._ledger, self._bus = seen.ledger, seen.bus
         self._reader: Reader | None = None
         self._stopping = False
-        self.metrics = Metrics(seen.catalogue.all, self._read)
+        is_traced = settings.tracing.is_wanted
+        self.metrics = Metrics(seen.catalogue.all, self._read, exemplar if is_traced else None)
         self._parts = self._askable()
         doors = Doors(
             updates=seen.updates,

@@ -9,9 +9,11 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from tests.support.amqp import Client
 from tests.support.collector import Collector, Span
+from tests.support.http import client_of, free_port
 from tests.support.process import DaemonProcess
 from tests.support.services import Scripted, response
 
@@ -59,7 +61,8 @@ async def test_one_trace_from_the_producer_into_what_the_job_starts(
     service = await exits.enter_async_context(Scripted([response(200, {"result": "ok"})]))
     http = f'[actions.http]\nallowed_hosts = ["127.0.0.1:{service.port}"]\nplain_http = true\n'
     trace_to(daemon, collector.url, http)
-    daemon.start(OTEL_BSP_SCHEDULE_DELAY="100")
+    port = free_port()
+    daemon.start(OTEL_BSP_SCHEDULE_DELAY="100", JEF_HTTP_PORT=str(port))
     seen = await client.channel.declare_queue(exclusive=True)
     await seen.bind(f"{client.prefix}.status", "traced.#")
     lock = [{"resource": "asset/1", "mode": "EXCLUSIVE"}]
@@ -73,6 +76,7 @@ async def test_one_trace_from_the_producer_into_what_the_job_starts(
     ends = {name: (await client.end_of(name))["jobContextVariables"] for name in ("1", "2", "3")}
     assert client.statuses("1") == ["QUEUED", "WAITING_FOR_LOCK", "RUNNING", "RUNNING", "COMPLETED"]
     collector.until(lambda: len([one for one in collector.spans if one.name == "notify COMPLETED"]) >= 5)
+    leading = await exemplars(port)
     assert daemon.stop() == 0
 
     spans = [span for span in collector.spans if span.trace_id == TRACE]
@@ -103,10 +107,30 @@ async def test_one_trace_from_the_producer_into_what_the_job_starts(
     assert {line["trace_id"] for line in logged} == {TRACE}
 
     job = locked["job traced"]
+    for name in ("jef_job_wait_seconds", "jef_lock_wait_seconds", "jef_job_duration_seconds"):
+        assert {"trace_id": TRACE, "span_id": job.span_id} in leading[name, "traced"]
     for _ in range(5):
         message = await seen.get(timeout=10)
         assert message is not None
         assert message.headers["traceparent"] == f"00-{TRACE}-{job.span_id}-01"
+
+
+async def exemplars(port: int) -> dict[tuple[str, str], list[dict[str, str]]]:
+    """What leads from histograms to traces, by metric and action, as OpenMetrics has it."""
+    async with client_of(port) as anybody:
+        told = await anybody.get(
+            "/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"}
+        )
+        plain = await anybody.get("/metrics")
+    assert told.headers["content-type"].startswith("application/openmetrics-text")
+    assert "trace_id" not in plain.text
+    found: dict[tuple[str, str], list[dict[str, str]]] = {}
+    for family in text_string_to_metric_families(told.text):  # type: ignore[no-untyped-call]
+        for sample in family.samples:
+            if sample.exemplar is not None:
+                key = family.name, sample.labels["action"]
+                found.setdefault(key, []).append(dict(sample.exemplar.labels))
+    return found
 
 
 def by_name(spans: list[Span]) -> dict[str, Span]:
