@@ -49,7 +49,13 @@ def test_headers_are_read_as_the_library_reads_them(header: str) -> None:
         assert parse(str(ours)) == ours
 
 
-@pytest.mark.parametrize("header", [None, "", "00-x", HEADER.upper(), HEADER + "-", HEADER + "\n"])
+MALFORMED = [
+    *(None, "", "00-x", HEADER.upper(), HEADER + "-", HEADER + "\n", "ff" + HEADER[2:]),
+    *(HEADER.replace(HEADER[3:35], "0" * 32), HEADER.replace(HEADER[36:52], "0" * 16)),
+]
+
+
+@pytest.mark.parametrize("header", MALFORMED)
 def test_what_is_malformed_begins_no_trace(header: str | None) -> None:
     assert parse(header) is None
 

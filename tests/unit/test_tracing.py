@@ -151,6 +151,16 @@ def test_a_job_with_everything() -> None:
     assert of_job.attributes["jef.workflow.id"] == "w"
 
 
+def test_stack_traces_are_told_where_the_operator_lets_them() -> None:
+    """`jobs.tell_tracebacks` counts here, too."""
+    for wanted in (True, False):
+        ledger, recorded = started()
+        ledger.spans = Spans(recorded.append, lambda _: True, Names(), tracebacks=wanted)
+        ledger.apply(Failed(error_type="E", error_message="m", traceback="where"))
+        [exception] = by_name(recorded)["execution"].happenings
+        assert ("exception.stacktrace" in exception.attributes) is wanted
+
+
 def test_a_daemon_that_died_has_its_spans_made_by_its_next_life() -> None:
     """From the ledger: the true times, the same names. What it had only in memory is gone, no more."""
     ledger, recorded = started(wants_locks=True)
@@ -343,7 +353,7 @@ def test_the_table_of_spans_is_what_is_made() -> None:
         assert attributes == set(definition.attributes) | set(EVERY), definition.name
         assert happenings.keys() == set(definition.happenings)
         for name, told in definition.happenings.items():
-            assert all(f"`{attribute}`" in told for attribute in happenings[name]), name
+            assert set(re.findall(r"`([a-z.]+)`", told)) == happenings[name], name
 
 
 # --- the library -----------------------------------------------------------------------------------------
