@@ -211,7 +211,8 @@ class Daemon:
             )
         await self._within(parts.bus.stop(), shutdown.flush_s)
         if parts.tracing is not None:
-            await self._within(parts.tracing.export.finish(shutdown.flush_s), shutdown.flush_s)
+            # It keeps its time by itself, and says so where it was too short; haste cuts it short.
+            await self._within(parts.tracing.export.finish(shutdown.flush_s), shutdown.flush_s + _HASTE_S)
 
     async def _within(self, step: Coroutine[Any, Any, T], patience_s: float) -> T | None:
         """Do a step of the shutdown, for a time; hasten it when asked. None: it did not come to its end."""
