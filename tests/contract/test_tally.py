@@ -45,6 +45,7 @@ class Counting:
     def committed(self, commit: Commit) -> None:
         self.total.counts.update(commit.tally.counts)
         self.total.lock_waits += commit.tally.lock_waits
+        self.total.grants += commit.tally.grants
 
     def of(self, what: Counted) -> dict[str, int]:
         """By word."""
@@ -136,6 +137,9 @@ async def test_waits_for_locks_are_measured_to_the_grant(counting: Counting) -> 
     await life.grant("waits")
     assert counting.waits == [("waits", 40.0)]
     assert counting.total.lock_waits[0][0].traceparent == "a-trace"
+    # The instant of each grant, also of who did not wait; told once.
+    granted = [(execution.execution_id, at - life.clock.time) for execution, at in counting.total.grants]
+    assert granted == [("at-once", -40.0), ("waits", 0.0)]
     life.clock.time += 10_000  # no slot came free: given back, and asked for again
     assert await life.ledger.go_on_locking(0.0) == 2
     await life.wait_for_lock("waits")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
+from structlog.testing import capture_logs
 
 from jef_daemon import lifecycle, messages, traceparent
 from jef_daemon.errors import RequestRefused
@@ -438,6 +441,35 @@ def test_the_library_can_be_turned_off_by_its_own_variable(monkeypatch: pytest.M
     assert not TracingSettings().is_wanted
     monkeypatch.setenv("OTEL_SDK_DISABLED", "True")
     assert not TracingSettings(enabled=True).is_wanted
+
+
+class Moody(InMemorySpanExporter):
+    """Takes spans as it likes."""
+
+    def __init__(self, *moods: SpanExportResult) -> None:
+        super().__init__()
+        self.moods = list(moods)
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        super().export(spans)
+        return self.moods.pop(0)
+
+
+async def test_a_collector_that_comes_and_goes_is_told_of_once_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many exports fail in between; how many spans were lost is counted."""
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "60000")
+    yes, no = SpanExportResult.SUCCESS, SpanExportResult.FAILURE
+    export = Export(TracingSettings(), "", Moody(yes, no, no, yes, yes, no))
+    span = traceparent.TraceParent(TRACE, "c" * 16)
+    with capture_logs() as told:
+        for number in range(6):
+            for _ in range(number + 1):
+                export.emit(Recorded("x", span, None, 0, 1))
+            export.provider.force_flush()
+    lines = [line for line in told if line["event"].startswith("spans_")]
+    assert [line["event"] for line in lines] == ["spans_not_taken", "spans_taken_again", "spans_not_taken"]
+    assert lines[1]["dropped"] == 2 + 3
+    await export.finish(30)
 
 
 @given(
