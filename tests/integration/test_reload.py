@@ -182,26 +182,26 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
-async def test_a_mistake_changes_nothing(mistake: str, daemon: DaemonProcess, client: Client) -> None:
+async def test_a_mistake_changes_nothing(daemon: DaemonProcess, client: Client) -> None:
     """It is said as `jef check` says it; what is right beside it is not taken either; the next reload is a new one."""
     (daemon.folder / "leaves_at_once.py").write_text("import os; os._exit(0)")
+    folders = ("python_path = [", f'python_path = ["{daemon.folder}", ')
     daemon.configure(slots={"total": 1})
-    path = f'python_path = ["{daemon.folder}", '
-    rewrite(daemon, ("python_path = [", path))
+    rewrite(daemon, folders)
     daemon.start()
     await client.submit("slow", "1", {"seconds": 600})
     await client.until(lambda: "RUNNING" in client.statuses("1"))
     await client.submit("slow", "2", {"seconds": 600})
-    daemon.configure(MISTAKES[mistake], slots={"total": 2})
-    rewrite(daemon, ("python_path = [", path), ("[actions.nap]", "[actions.watchful]"))
-    told = await reload(daemon, "reload_refused")
-    assert told["problem"] in re.sub(r"\n +", "\n", daemon.jef("check").stdout)
+    for mistake in MISTAKES.values():
+        daemon.configure(mistake, slots={"total": 2})
+        rewrite(daemon, folders, ("[actions.nap]", "[actions.watchful]"))
+        told = await reload(daemon, "reload_refused")
+        assert told["problem"] in re.sub(r"\n +", "\n", daemon.jef("check").stdout)
     await client.submit("nap", "3", {"seconds": 0})
     await client.until(lambda: bool(client.statuses("3")))
     assert client.statuses("2") == ["QUEUED"], "the slots were changed all the same"
     daemon.configure(slots={"total": 3})
-    rewrite(daemon, ("python_path = [", path))
+    rewrite(daemon, folders)
     await reload(daemon)
     assert (await client.end_of("3"))["status"] == "COMPLETED"
 
