@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 from jef_daemon.lifecycle import Execution
@@ -39,8 +39,7 @@ class TraceParent:
 
     def child(self, *names: object) -> TraceParent:
         """The span with these names below this one: the same one each time."""
-        told = "\0".join((self.trace_id, self.span_id, *map(str, names))).encode()
-        return replace(self, span_id=hashlib.blake2b(told, digest_size=8).hexdigest())
+        return TraceParent(self.trace_id, _named(self.trace_id, self.span_id, *names), self.flags)
 
     def __str__(self) -> str:
         return f"00-{self.trace_id}-{self.span_id}-{self.flags:02x}"
@@ -77,7 +76,8 @@ def of_job(execution: Execution) -> TraceParent | None:
     parent = parse(execution.traceparent)
     if parent is None or not parent.is_sampled:
         return None
-    return replace(parent, span_id=_attempt_id(parent.trace_id, execution.execution_id, execution.attempt))
+    own = _attempt_id(parent.trace_id, execution.execution_id, execution.attempt)
+    return TraceParent(parent.trace_id, own, parent.flags)
 
 
 def of_run(execution: Execution) -> TraceParent | None:
@@ -98,11 +98,17 @@ def before(execution: Execution) -> TraceParent | None:
     job = of_job(execution)
     if job is None or execution.attempt == 1:
         return None
-    return replace(job, span_id=_attempt_id(job.trace_id, execution.execution_id, execution.attempt - 1))
+    earlier = _attempt_id(job.trace_id, execution.execution_id, execution.attempt - 1)
+    return TraceParent(job.trace_id, earlier, job.flags)
 
 
 def _attempt_id(trace_id: str, execution_id: str, attempt: int) -> str:
-    return TraceParent(trace_id, _NO_SPAN).child(execution_id, attempt).span_id
+    return _named(trace_id, _NO_SPAN, execution_id, attempt)
+
+
+def _named(*names: object) -> str:
+    """An id that follows from names alone."""
+    return hashlib.blake2b("\0".join(map(str, names)).encode(), digest_size=8).hexdigest()
 
 
 def carried(execution: Execution) -> str | None:

@@ -12,6 +12,7 @@ import logging
 import os
 import threading
 from collections.abc import Sequence
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 import structlog
@@ -65,7 +66,9 @@ class Export:
         self._ids = _Chosen()
         resource = _resource(settings, identity)
         # What is recorded here was decided when its trace began.
-        self._ours = _provider(ALWAYS_ON, resource, self._batches, self._ids)
+        ours = _provider(ALWAYS_ON, resource, self._batches, self._ids)
+        # The library takes longer to find one than to make a span; authors have a few, whatever they do.
+        self._tracer = lru_cache(maxsize=256)(ours.get_tracer)
         self._roots = _sampler(settings)
         self.provider = _provider(ParentBased(ALWAYS_OFF), resource, self._batches)
         """For executors: only what belongs to a job is recorded."""
@@ -87,7 +90,7 @@ class Export:
         if recorded.parent is not None:
             parent = trace.set_span_in_context(NonRecordingSpan(context_of(recorded.parent)), parent)
         self._ids.choose(recorded.span)
-        span = self._ours.get_tracer(recorded.scope, recorded.scope_version).start_span(
+        span = self._tracer(recorded.scope, recorded.scope_version).start_span(
             recorded.name,
             parent,
             SpanKind[recorded.kind],
