@@ -13,6 +13,7 @@ import yaml
 from private_prometheus import SHIPPED
 
 from deploy.grafana import export
+from jef_daemon.lifecycle import Status
 from jef_daemon.metrics import DEFINITIONS
 from tests.support.panels import DASHBOARDS, FOREIGN, Asked, asked, metrics_in, panels, rules
 from tests.support.process import ROOT
@@ -110,6 +111,24 @@ def test_labels_exist(expression: str) -> None:
     named = {label.strip() for group in grouped for label in group.split(",")}
     named |= set(re.findall(r"(\w+)=~?\"", expression))
     assert named <= set.union(*(labels[name] for name in found))
+
+
+_SELECTOR = re.compile(r"(jef_\w+)\{([^}]*)\}")
+_MATCHER = re.compile(r'(\w+)(=~|=)"([^"]*)"')
+
+
+@pytest.mark.parametrize("expression", sorted({text for text in EXPRESSIONS if _SELECTOR.search(text)}))
+def test_values_exist(expression: str) -> None:
+    """What a label is asked for is one of the words that it can have, where they are fixed; a status is a status."""
+    statuses = {status.value for status in Status}
+    fixed = {one.name: {one.labels[-1]: set(one.values)} for one in DEFINITIONS if one.values}
+    for name, matchers in _SELECTOR.findall(expression):
+        for label, how, wanted in _MATCHER.findall(matchers):
+            values = fixed.get(name, {}).get(label) or (statuses if label == "status" else set[str]())
+            if values and "$" not in wanted:
+                assert any(
+                    re.fullmatch(wanted, value) if how == "=~" else wanted == value for value in values
+                )
 
 
 # --- dashboards ------------------------------------------------------------------------------------------
