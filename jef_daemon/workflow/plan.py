@@ -1,0 +1,259 @@
+"""A definition made ready: who waits for whom, what is compiled; and what is wrong with it. Pure."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jef_daemon.workflow.definition import Definition, Stage
+from jef_daemon.workflow.expressions import (
+    Expression,
+    ExpressionError,
+    Path,
+    expression,
+    is_template,
+    template,
+)
+
+Where = tuple[str | int, ...]
+"""A place in a definition: `("stages", 2, "needs")`."""
+
+ROOTS = ("workflow", "job", "stages", "workflowId")
+"""What every expression sees."""
+ITEM_ROOTS = ("item", "index")
+"""What expressions of a `forEach` stage see beside."""
+STAGE_KEYS = ("status", "result", "variables", "error")
+"""What is known of a stage that has ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flaw:
+    """A mistake in a definition."""
+
+    where: Where
+    said: str
+    """What is wrong and what to do."""
+
+
+class PlanError(ValueError):
+    """A definition that cannot be carried out."""
+
+    def __init__(self, flaws: list[Flaw]) -> None:
+        super().__init__("; ".join(flaw.said for flaw in flaws))
+        self.flaws = flaws
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A definition in which everything fits together."""
+
+    definition: Definition
+    stages: Mapping[str, Stage]
+    """By name, in the order of the file."""
+    needs: Mapping[str, tuple[str, ...]]
+    """Of each stage: those that must have passed."""
+    after: Mapping[str, frozenset[str]]
+    """Of each stage: all that come after it, near and far."""
+    conditions: Mapping[str, Expression | bool]
+    lists: Mapping[str, Expression | list[Any]]
+    """Of each `forEach` stage."""
+
+    @property
+    def ordinary(self) -> Iterator[Stage]:
+        """Those that are no `always` stages."""
+        return (stage for stage in self.stages.values() if not stage.always)
+
+    @property
+    def last(self) -> Iterator[Stage]:
+        """The `always` stages."""
+        return (stage for stage in self.stages.values() if stage.always)
+
+
+def plan(definition: Definition) -> Plan:
+    """Make a definition ready.
+
+    Raises:
+        PlanError: with every flaw.
+    """
+    flaws = list(_flaws(definition))
+    if flaws:
+        raise PlanError(flaws)
+    stages = {stage.name: stage for stage in definition.stages}
+    needs = {name: tuple(found) for name, found in _needs(definition).items()}
+    conditions: dict[str, Expression | bool] = {}
+    lists: dict[str, Expression | list[Any]] = {}
+    for name, stage in stages.items():
+        conditions[name] = expression(stage.when) if isinstance(stage.when, str) else stage.when
+        if stage.for_each is not None:
+            lists[name] = expression(stage.for_each) if isinstance(stage.for_each, str) else stage.for_each
+    after = {name: frozenset(other for other in stages if name in _before(other, needs)) for name in stages}
+    return Plan(definition, stages, needs, after, conditions, lists)
+
+
+@functools.lru_cache(maxsize=256)
+def plan_of(canonical: str) -> Plan:
+    """The plan of a definition that was found right before."""
+    return plan(Definition.model_validate_json(canonical))
+
+
+def texts(definition: Definition) -> Iterator[tuple[Where, str, bool]]:
+    """Every text that may hold expressions: where it is, the text, and whether it is one without braces."""
+    for number, stage in enumerate(definition.stages):
+        at: Where = ("stages", number)
+        if isinstance(stage.when, str):
+            yield (*at, "when"), stage.when, True
+        if isinstance(stage.for_each, str):
+            yield (*at, "forEach"), stage.for_each, True
+        yield from _templates(stage.configuration, (*at, "configuration"))
+        yield from _templates(stage.variables, (*at, "variables"))
+        for which, lock in enumerate(stage.locks):
+            yield from _templates(lock.resource, (*at, "locks", which, "resource"))
+
+
+def _templates(value: Any, where: Where) -> Iterator[tuple[Where, str, bool]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _templates(inner, (*where, key))
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            yield from _templates(inner, (*where, number))
+    elif is_template(value):
+        yield where, value, False
+
+
+# --- what may be wrong -----------------------------------------------------------------------------------
+
+
+def _flaws(definition: Definition) -> Iterator[Flaw]:
+    yield from _name_flaws(definition)
+    needs = _needs(definition)
+    circle = _circle(needs)
+    if circle:
+        number = [stage.name for stage in definition.stages].index(circle[0])
+        said = " needs ".join((*circle, circle[0]))
+        yield Flaw(("stages", number, "needs"), f"a circle: {said}; take one of them out")
+        return
+    yield from _goto_flaws(definition, needs)
+    yield from _expression_flaws(definition, needs)
+
+
+def _name_flaws(definition: Definition) -> Iterator[Flaw]:
+    seen: set[str] = set()
+    known = {stage.name for stage in definition.stages if not stage.always}
+    for number, stage in enumerate(definition.stages):
+        if stage.name in seen:
+            yield Flaw(
+                ("stages", number, "name"), f"there is a stage {stage.name!r} already; call one otherwise"
+            )
+        seen.add(stage.name)
+        for which, need in enumerate(stage.needs or ()):
+            if need not in known:
+                yield Flaw(
+                    ("stages", number, "needs", which), f"there is no stage {need!r}{_like(need, known)}"
+                )
+        if stage.always and stage.goto:
+            yield Flaw(
+                ("stages", number, "onFailure"), "behind an always stage nothing follows: fail or continue"
+            )
+
+
+def _goto_flaws(definition: Definition, needs: Mapping[str, list[str]]) -> Iterator[Flaw]:
+    known = {stage.name for stage in definition.stages if not stage.always}
+    for number, stage in enumerate(definition.stages):
+        goto, at = stage.goto, ("stages", number, "onFailure")
+        if goto is None or stage.always:
+            continue
+        if goto not in known:
+            yield Flaw(at, f"there is no stage {goto!r}{_like(goto, known)}")
+        elif stage.name not in _before(goto, needs):
+            yield Flaw(
+                at,
+                f"{goto!r} does not come after {stage.name!r}; let it need {stage.name!r}, or one that does",
+            )
+
+
+def _expression_flaws(definition: Definition, needs: Mapping[str, list[str]]) -> Iterator[Flaw]:
+    declared = {*definition.variables, *definition.required}
+    ordinary = {stage.name for stage in definition.stages if not stage.always}
+    for where, text, is_bare in texts(definition):
+        stage = definition.stages[int(where[1])]
+        before = ordinary if stage.always else _before(stage.name, needs)
+        has_item = stage.for_each is not None and where[2] not in {"when", "forEach"}
+        try:
+            found = expression(text) if is_bare else template(text)
+        except ExpressionError as error:
+            yield Flaw(where, str(error))
+            continue
+        roots = ROOTS + (ITEM_ROOTS if has_item else ())
+        for said in sorted(
+            {_unreadable(path, roots, declared, before, ordinary) for path in found.reads} - {""}
+        ):
+            yield Flaw(where, said)
+
+
+def _unreadable(
+    path: Path, roots: Iterable[str], declared: set[str], before: set[str], ordinary: set[str]
+) -> str:
+    """Why a path leads nowhere; empty: it may lead somewhere."""
+    root, key = path[0], path[1] if len(path) > 1 else None
+    if root not in roots:
+        return f"there is no {root!r}; expressions see {', '.join(roots)}"
+    if root == "workflow" and key is not None and key not in declared:
+        return f"no variable {key!r} is declared{_like(key, declared)}; declare it in variables or required"
+    if root == "stages" and key is not None and key not in before:
+        if key in ordinary:
+            return f"stage {key!r} need not have ended by then; name it in needs"
+        return f"there is no stage {key!r}{_like(key, before)}"
+    if root == "stages" and len(path) > 2 and path[2] not in STAGE_KEYS:
+        return f"of a stage there is no {path[2]!r}; there is {', '.join(STAGE_KEYS)}"
+    return ""
+
+
+def _like(word: str, known: Iterable[str]) -> str:
+    import difflib  # only where something is wrong
+
+    near = difflib.get_close_matches(word, sorted(known), 1)
+    return f"; do you mean {near[0]!r}?" if near else f"; there is {', '.join(sorted(known)) or 'none'}"
+
+
+# --- who waits for whom ----------------------------------------------------------------------------------
+
+
+def _needs(definition: Definition) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    last = None
+    for stage in definition.stages:
+        if stage.always:
+            found[stage.name] = []
+            continue
+        found[stage.name] = list(stage.needs) if stage.needs is not None else [last] if last else []
+        last = stage.name
+    return found
+
+
+def _before(name: str, needs: Mapping[str, Iterable[str]]) -> set[str]:
+    """All that must have passed before a stage, near and far."""
+    found: set[str] = set()
+    waiting = list(needs.get(name, ()))
+    while waiting:
+        each = waiting.pop()
+        if each not in found:
+            found.add(each)
+            waiting += needs.get(each, ())
+    return found
+
+
+def _circle(needs: Mapping[str, list[str]]) -> list[str]:
+    """Stages that wait for one another; empty: none do."""
+    for name in needs:
+        path, here = [name], name
+        if name not in _before(name, needs):
+            continue
+        while True:
+            here = next(need for need in needs[here] if need == name or name in _before(need, needs))
+            if here == name:
+                return path
+            path.append(here)
+    return []

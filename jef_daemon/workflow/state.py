@@ -1,0 +1,183 @@
+"""Where a workflow stands: what the ledger keeps of it, as one JSON document. Pure."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from pydantic_core import from_json, to_json
+
+from jef_daemon.lifecycle import Status
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How much a workflow may carry."""
+
+    variables_bytes: int = 256 * 1024
+    """The workflow's context as JSON; a response's two maps have the same limit from their daemon."""
+    request_bytes: int = 1024 * 1024
+    """A request's body."""
+
+
+class Phase(StrEnum):
+    """How far a stage, or one job of it, has come."""
+
+    WAITING = "WAITING"
+    """Its needs have not passed, or a job of a `forEach` has no place yet."""
+    RUNNING = "RUNNING"
+    """Its request is on its way; the job may be queued, wait for locks, run, or be TIMED_OUT."""
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    SKIPPED = "SKIPPED"
+    """Its condition was false, or a `goto` went past it."""
+    CANCELLED = "CANCELLED"
+    NOT_RUN = "NOT_RUN"
+    """The workflow failed or was cancelled before it began."""
+
+
+OPEN = frozenset({Phase.WAITING, Phase.RUNNING})
+"""Phases after which more is to come."""
+
+
+@dataclass(slots=True)
+class Run:
+    """One job of a stage, or the other workflow that it is."""
+
+    item: Any = None
+    """Of a `forEach`."""
+    phase: Phase = Phase.WAITING
+    attempt: int = 0
+    """Number of its last job. One that has had none yet begins above all that the stage had before."""
+    tries: int = 0
+    """Jobs since the stage began, or a person had it retried."""
+    sequence: int = -1
+    """Of the last notification of its job that counted."""
+    timed_out: bool = False
+    """Whether its job is TIMED_OUT."""
+    then: str = ""
+    """What follows when its job has been cancelled: `retry`, `fail` or `cancel`; empty: nobody asked."""
+    result: str = ""
+    variables: dict[str, Any] = field(default_factory=dict)
+    """Its job context variables; for another workflow, its context at the end."""
+    error: dict[str, Any] | None = None
+    started_at: float | None = None
+    finished_at: float | None = None
+
+
+@dataclass(slots=True)
+class StageState:
+    """One stage."""
+
+    phase: Phase = Phase.WAITING
+    is_list: bool = False
+    """Whether it has a job for each item of a list."""
+    runs: list[Run] = field(default_factory=list)
+    last_attempt: int = 0
+    """Highest attempt of any of its jobs, ever: the next is above."""
+    job: dict[str, Any] = field(default_factory=dict)
+    """What it passes to the next stage."""
+    error: dict[str, Any] | None = None
+    configuration: dict[str, Any] = field(default_factory=dict)
+    """What a person changed when retrying it."""
+
+
+@dataclass(slots=True)
+class State:
+    """One workflow. Times are UTC seconds since the epoch."""
+
+    workflow_id: str
+    key: str
+    """Begins the execution ids of its jobs."""
+    status: Status = Status.QUEUED
+    priority: int = 0
+    context: dict[str, Any] = field(default_factory=dict)
+    """The workflow's variables."""
+    origins: dict[str, str] = field(default_factory=dict)
+    """Which stage set a variable last; `request` or `definition` for those that none has."""
+    stages: dict[str, StageState] = field(default_factory=dict)
+    began: bool = False
+    """Whether any stage may have run."""
+    failed: str = ""
+    """The first stage whose failure is the workflow's."""
+    error: dict[str, Any] | None = None
+    cancel_requested: bool = False
+    cancelled_by: str = ""
+    message: str = ""
+    progress: int = 0
+    sequence: int = 0
+    """Number of its last notification."""
+    parent: str | None = None
+    """The execution id that it has as a stage of another workflow."""
+    children: dict[str, str] = field(default_factory=dict)
+    """Revision of each workflow that stages, near and far, may start: pinned with this one."""
+    depth: int = 0
+    """How many workflows it is within."""
+    traceparent: str | None = None
+    created_at: float = 0.0
+    started_at: float | None = None
+    finished_at: float | None = None
+
+    def stage(self, name: str) -> StageState:
+        """One of its stages."""
+        return self.stages[name]
+
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
+_KEY_CHARACTERS = 64
+
+
+def key_of(workflow_id: str) -> str:
+    """What the execution ids of a workflow's jobs begin with: its own id where that is fit for it."""
+    # No colon: what stands behind the last two is stage and attempt, and an id could be read in two ways.
+    if len(workflow_id) <= _KEY_CHARACTERS and not _UNSAFE.search(workflow_id):
+        return workflow_id
+    return "wf-" + hashlib.sha256(workflow_id.encode()).hexdigest()[:40]
+
+
+def execution_id(key: str, stage: str, index: int | None, attempt: int) -> str:
+    """The id of a stage's job: always the same for the same attempt, so that it never runs twice."""
+    which = stage if index is None else f"{stage}.{index}"
+    return f"{key}:{which}:{attempt}"
+
+
+def parsed(name: str) -> tuple[str, str, int | None, int] | None:
+    """Key, stage, index and attempt of an execution id; None: no stage has such."""
+    key, _, rest = name.partition(":")
+    which, _, attempt = rest.partition(":")
+    stage, dot, index = which.partition(".")
+    if not (key and stage and attempt.isdecimal() and attempt.isascii()):
+        return None
+    if dot and not (index.isdecimal() and index.isascii()):
+        return None
+    return key, stage, int(index) if dot else None, int(attempt)
+
+
+def encode(state: State) -> str:
+    """As the ledger keeps it."""
+    return to_json(state).decode()
+
+
+def decode(text: str) -> State:
+    """As the law takes it."""
+    raw = from_json(text)
+    raw["status"] = Status(raw["status"])
+    raw["stages"] = {name: _stage(found) for name, found in raw["stages"].items()}
+    return State(**{key: value for key, value in raw.items() if key in _STATE})
+
+
+def _stage(raw: dict[str, Any]) -> StageState:
+    raw["phase"] = Phase(raw["phase"])
+    runs = []
+    for run in raw["runs"]:
+        run["phase"] = Phase(run["phase"])
+        runs.append(Run(**run))
+    raw["runs"] = runs
+    return StageState(**raw)
+
+
+_STATE = frozenset(each.name for each in dataclasses.fields(State))
