@@ -18,7 +18,17 @@ from jef_daemon.lock.service import LockService
 from jef_daemon.names import Names
 from jef_daemon.notify import Notifier
 from jef_daemon.ports import Consequences, Delivery, LockTimes, Lost
-from jef_daemon.rabbitmq import CONTROL, HANDED_ON, LOCK_REPLIES, LOCKS, UPDATES, WATCHED, RabbitBus
+from jef_daemon.rabbitmq import (
+    CONTROL,
+    COORDINATOR,
+    HANDED_ON,
+    LOCK_REPLIES,
+    LOCKS,
+    UPDATES,
+    WATCHED,
+    WORKFLOWS,
+    RabbitBus,
+)
 from jef_daemon.run.catalogue import Action, Catalogue
 from jef_daemon.run.isolation import ProcessPool
 from jef_daemon.run.outside import Outside
@@ -31,6 +41,7 @@ from jef_daemon.watch import Watcher
 if TYPE_CHECKING:
     from jef_daemon.http_port import Web
     from jef_daemon.tracing.daemon import Tracing
+    from jef_daemon.workflow.coordinator import Coordinator
 
 
 @dataclass(frozen=True)
@@ -48,6 +59,8 @@ class Parts:
     updates: Updates
     outside: Outside
     watcher: Watcher
+    coordinator: Coordinator | None
+    """None: it has not this role."""
     web: Web | None
     """The HTTP port; None: there is none."""
     tracing: Tracing | None
@@ -67,6 +80,8 @@ class Parts:
             chosen.append(("lock service", self.lock_service.run))
         if "watcher" in roles:
             chosen.append(("watcher", self.watcher.run))
+        if self.coordinator is not None:
+            chosen.append(("workflows", self.coordinator.run))
         if self.web is not None:
             chosen.append(("web", self.web.run))
         return [(name, run()) for name, run in chosen]
@@ -124,6 +139,10 @@ def assemble(
         HANDED_ON: updates.handed_on.deliver,
         WATCHED: watcher.deliver,
     }
+    coordinator = None
+    if "workflows" in settings.roles:
+        coordinator = _coordinator(settings, ledger, bus, names)
+        receivers |= {WORKFLOWS: coordinator.requests.deliver, COORDINATOR: coordinator.events.deliver}
     web = None
     if settings.http_port:
         # Its libraries take time and memory: only for those who want it.
@@ -152,6 +171,7 @@ def assemble(
         updates=updates,
         outside=outside,
         watcher=watcher,
+        coordinator=coordinator,
         web=web,
         tracing=tracing,
     )
@@ -223,6 +243,7 @@ def _bus(settings: Settings, ledger: SqlLedger, catalogue: Catalogue, deliver: A
         f"jef_daemon {__version__}",
         ledger.identity,
         watches_only=set(settings.roles) == {"watcher"},
+        coordinates="workflows" in settings.roles,
     )
 
 
@@ -250,3 +271,12 @@ def _lock_service(settings: Settings, ledger: SqlLedger, bus: RabbitBus, names: 
         tell_places_every_s=locks.tell_places_every_s,
         tell_places_to=locks.tell_places_to,
     )
+
+
+def _coordinator(settings: Settings, ledger: SqlLedger, bus: RabbitBus, names: Names) -> Coordinator:
+    # Its libraries take time and memory: only for those who have the role.
+    from jef_daemon.workflow.coordinator import Coordinator
+    from jef_daemon.workflow.library import Library
+
+    library = Library(settings.workflow_folder)
+    return Coordinator(ledger, bus, names, library, settings.bus.max_body_bytes)

@@ -42,7 +42,9 @@ _OTHER_USES = frozenset(
 _TOKEN_CHARACTERS = 16
 _CREDENTIALS = "CREDENTIALS_DIRECTORY"
 _SECRET_KEYS = frozenset({"amqp_url"})
-_PATH_KEYS = frozenset({"amqp_url_file", "amqp_password_file", "http_token_file", "data_dir", "python_path"})
+_PATH_KEYS = frozenset(
+    {"amqp_url_file", "amqp_password_file", "http_token_file", "data_dir", "python_path", "workflows_dir"}
+)
 
 Keys = tuple[str, ...]
 

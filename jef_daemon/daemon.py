@@ -23,7 +23,16 @@ from jef_daemon.intake import UNROUTABLE
 from jef_daemon.ledger import SqlLedger
 from jef_daemon.names import Names
 from jef_daemon.ports import LockTimes
-from jef_daemon.rabbitmq import CONTROL, HANDED_ON, LOCK_REPLIES, LOCKS, UPDATES, WATCHED
+from jef_daemon.rabbitmq import (
+    CONTROL,
+    COORDINATOR,
+    HANDED_ON,
+    LOCK_REPLIES,
+    LOCKS,
+    UPDATES,
+    WATCHED,
+    WORKFLOWS,
+)
 from jef_daemon.reload import Reloads, add_folders
 from jef_daemon.run.catalogue import Catalogue
 from jef_daemon.run.guardian import Guardian
@@ -31,6 +40,7 @@ from jef_daemon.run.probe import examine
 from jef_daemon.settings import Settings
 from jef_daemon.status import Status
 from jef_daemon.supervision import Supervision
+from jef_daemon.workflow.state import Bounds
 
 if TYPE_CHECKING:
     from jef_daemon.tracing.daemon import Tracing
@@ -170,6 +180,9 @@ class Daemon:
             await parts.bus.resume(LOCKS)
         if "watcher" in roles:
             await parts.bus.resume(WATCHED)
+        if "workflows" in roles:
+            for source in (WORKFLOWS, COORDINATOR):
+                await parts.bus.resume(source)
         if "worker" in roles:
             await parts.bus.resume(UNROUTABLE)
             for source in (LOCK_REPLIES, UPDATES, CONTROL, HANDED_ON):
@@ -205,6 +218,8 @@ class Daemon:
             await self._within(parts.web.finish(), shutdown.flush_s)
         await self._within(parts.lock_service.finish(), shutdown.flush_s)
         await self._within(parts.updates.finish(), shutdown.flush_s)
+        if parts.coordinator is not None:
+            await self._within(parts.coordinator.finish(), shutdown.flush_s)
         if not await self._within(parts.notifier.flush(), shutdown.flush_s):
             log.warning(
                 "not_all_told", unconfirmed=parts.notifier.depth, consequence="told after the next start"
@@ -258,6 +273,7 @@ def open_ledger(settings: Settings) -> SqlLedger:
         remember_s=settings.jobs.remember_cancels_s,
         lost_locks_fail=locks.on_lost == "cancel",
         is_traced=settings.tracing.is_wanted,
+        workflow_bounds=Bounds(settings.jobs.max_variables_bytes, settings.bus.max_body_bytes),
     )
 
 

@@ -164,6 +164,7 @@ def _execution(request: JobRequest, delivery: Delivery, action: Action) -> Execu
         timeout_grace_s=action.timeout_grace_s,
         queue_timeout_s=_either(timeouts.queue, action.queue_timeout_s),
         lock_timeout_s=_either(timeouts.lock, action.lock_timeout_s),
+        stage=request.stage,
     )
 
 

@@ -125,6 +125,8 @@ class Execution:
     """Longest wait for a slot; None: as long as it takes."""
     lock_timeout_s: float | None = None
     """Longest wait for locks."""
+    stage: str | None = None
+    """The stage of its workflow that it is a job of: the workflow's coordinator decides what becomes of it."""
     due_at: float | None = None
     """When the clock of its place runs out: the wait for a slot or for locks, the limit of work outside, the grace of
     a time-out. None: it has none there."""

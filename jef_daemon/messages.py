@@ -97,6 +97,10 @@ class JobRequest(Wire):
 
     execution_id: ExecutionId = Field(description="The idempotency key: 1 to 128 of A-Z a-z 0-9 . _ : -")
     workflow_id: Name | None = Field(default=None, description="The workflow it belongs to.")
+    stage: Name | None = Field(
+        default=None,
+        description="The workflow's stage, where a coordinator asks: it decides on cancel and retry.",
+    )
     configuration: Variables = Field(default_factory=dict, description="What the executor's model validates.")
     job_context_variables: Variables = Field(default_factory=dict, description="From the previous stage.")
     workflow_context_variables: Variables = Field(default_factory=dict, description="The workflow's context.")
@@ -152,6 +156,9 @@ class StatusNotification(Wire):
         description="Who cancelled: `operator:NAME`, `executor`; with cancelRequested and CANCELLED.",
     )
     reason: str | None = Field(default=None, description="Why, in their words.")
+    retried: bool | None = Field(
+        default=None, description="FAILED only: true when the action's policy lets another attempt follow."
+    )
     late: bool | None = Field(default=None, description="True when a late update caused it.")
     update_deadline: AwareDatetime | None = Field(
         default=None, description="RUNNING only: without an update until then it is TIMED_OUT."
@@ -192,6 +199,10 @@ class Control(Wire):
     reason: Annotated[str, Field(max_length=1000)] = Field(default="", description="Told and kept: why.")
     force: bool = Field(default=False, description="cancel: do not wait for whoever runs it.")
     by: Name = Field(default="operator", description="Who asks: told and kept.")
+    configuration: dict[str, Variables] = Field(
+        default_factory=dict,
+        description="retry of a workflow: by stage, values that take the place of those in its configuration.",
+    )
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Control:
@@ -211,10 +222,12 @@ class ControlReply(Wire):
 class WorkflowRequest(Wire):
     """A request for a workflow, to `jef.workflows`."""
 
-    workflow_id: Name
-    workflow: Name
-    variables: Variables = Field(default_factory=dict)
-    priority: int = Field(default=0, ge=-1000, le=1000)
+    workflow_id: Name = Field(description="The idempotency key: 1 to 255 characters.")
+    workflow: Name = Field(description="The name of its definition.")
+    variables: Variables = Field(default_factory=dict, description="Over those of the definition.")
+    priority: int = Field(
+        default=0, ge=-1000, le=1000, description="Of its jobs, and among its queued likes."
+    )
 
 
 # --- inbound ---------------------------------------------------------------------------------------------
@@ -254,6 +267,15 @@ def decode_control(body: bytes, limit: int = MAX_BODY_BYTES) -> Control:
         RequestRefused: it is none; with the codes of job requests.
     """
     return _decode(Control, body, limit)
+
+
+def decode_workflow_request(body: bytes, limit: int = MAX_BODY_BYTES) -> WorkflowRequest:
+    """Decode and validate a request for a workflow.
+
+    Raises:
+        RequestRefused: it is none; with the codes of job requests.
+    """
+    return _decode(WorkflowRequest, body, limit)
 
 
 def decode_object(body: bytes, limit: int = MAX_BODY_BYTES) -> dict[str, Any]:
@@ -314,12 +336,13 @@ def _kind(value: object) -> str:
 # --- outbound --------------------------------------------------------------------------------------------
 
 
-def notification(transition: Transition, *, tracebacks: bool = True) -> bytes:
+def notification(transition: Transition, *, tracebacks: bool = True, is_retried: bool = False) -> bytes:
     """The status notification of a transition, the seed's five keys first.
 
     Args:
         transition: what was applied.
         tracebacks: whether a FAILED one tells its stack trace.
+        is_retried: whether another attempt follows at once.
     """
     execution, event = transition.execution, transition.event
     told = _heading(execution, transition.at)
@@ -328,6 +351,8 @@ def notification(transition: Transition, *, tracebacks: bool = True) -> bytes:
     addition = _ADDITIONS.get(type(event))
     if addition:
         told |= addition(event, tracebacks)
+    if is_retried:
+        told["retried"] = True
     if execution.cancel_requested and execution.status is Status.RUNNING:
         told["cancelRequested"] = True
     if transition.late:

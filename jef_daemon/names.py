@@ -87,6 +87,16 @@ class Names:
         return f"{self.prefix}.workflows"
 
     @property
+    def coordinator(self) -> str:
+        """Queue of what the workflow coordinator must hear: ends of stages' jobs, commands for workflows."""
+        return f"{self.prefix}.coordinator"
+
+    @property
+    def workflow_keeper(self) -> str:
+        """The exchange that remembers which ledger the workflows are kept in; nothing is published to it."""
+        return f"{self.prefix}.workflow-keeper"
+
+    @property
     def workflow_status(self) -> str:
         """Topic exchange of workflow notifications."""
         return f"{self.prefix}.workflow-status"

@@ -349,11 +349,16 @@ class Settings(_Section):
         description="The daemon's own folder: ledger, scratch, default root. Default: systemd's "
         "StateDirectory, /var/lib/jef-daemon for root, else ~/.local/state/jef-daemon.",
     )
-    roles: list[Literal["worker", "locks", "watcher"]] = Field(
-        default=["worker", "locks", "watcher"],
+    roles: list[Literal["worker", "locks", "watcher", "workflows"]] = Field(
+        default=["worker", "locks", "watcher", "workflows"],
         min_length=1,
-        description="What this daemon does: run jobs, be the lock service, flag jobs that fell silent. The watcher "
-        "watches the jobs of its own ledger.",
+        description="What this daemon does: run jobs, be the lock service, flag jobs that fell silent, carry workflows "
+        "out. The watcher watches the jobs of its own ledger.",
+    )
+    workflows_dir: Path | None = Field(
+        default=None,
+        examples=["workflows"],
+        description="Folder of workflow definitions, NAME.yaml. Default: `workflows` in the data folder.",
     )
     http_host: str = Field(default="127.0.0.1", description="Address of the HTTP port.")
     http_port: int = Field(
@@ -390,6 +395,11 @@ class Settings(_Section):
     def ledger(self) -> str:
         """The ledger's URL, the default filled in."""
         return self.ledger_url or f"sqlite:///{(self.data_dir / 'ledger.db').absolute()}"
+
+    @property
+    def workflow_folder(self) -> Path:
+        """Where workflow definitions are."""
+        return self.workflows_dir or self.data_dir / "workflows"
 
     @property
     def scratch_dir(self) -> Path:

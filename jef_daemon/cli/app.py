@@ -112,6 +112,7 @@ def main() -> None:
         letters,
         locks,
         systemd,
+        workflows,
     )
 
     # What libraries say of a broker that is away would stand beside our own sentence; `run` sets logging up.

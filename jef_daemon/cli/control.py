@@ -164,7 +164,7 @@ def _command(word: str, wanted: _Wanted, terms: Mapping[str, Any], *, yes: bool,
         if not yes:
             _confirm(word, found)
         ids = [execution.execution_id for execution in found]
-    terms = {"command": word, **terms, "by": _who()}
+    terms = {"command": word, **terms, "by": who()}
     commands = [{**terms, "executionId": name} for name in ids] or [{**terms, "workflowId": wanted.workflow}]
     _check(commands)
     answers = asyncio.run(_send(commands, as_json=as_json))
@@ -194,7 +194,8 @@ def _confirm(word: str, found: Sequence[Execution]) -> None:
     typer.confirm(f"{word} {len(found)} {'job' if len(found) == 1 else 'jobs'}?", abort=True, err=True)
 
 
-def _who() -> str:
+def who() -> str:
+    """Who asks: told and kept."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a container's user need not have a name

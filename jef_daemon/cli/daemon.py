@@ -21,7 +21,8 @@ Overrides = Annotated[list[str] | None, typer.Option("--set", "-s", help="Any ke
 
 
 Role = Annotated[
-    list[str] | None, typer.Option("--role", help="Only this role: worker, locks, watcher. Again for more.")
+    list[str] | None,
+    typer.Option("--role", help="Only this role: worker, locks, watcher, workflows. Again for more."),
 ]
 
 

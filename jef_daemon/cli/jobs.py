@@ -70,7 +70,7 @@ def submit(
         "executionId": identifier or uuid.uuid4().hex,
         "workflowId": workflow_id,
         "configuration": _configuration(configuration or [], as_json, file),
-        "jobContextVariables": _pairs(variable or []),
+        "jobContextVariables": pairs_of(variable or []),
         "locks": [lock_of(text) for text in lock or []],
         "priority": priority,
         "notBefore": not_before,
@@ -253,7 +253,7 @@ def _configuration(pairs: list[str], as_json: str | None, file: Path | None) -> 
         if not isinstance(value, dict):
             raise SettingsError(f"{source} is no JSON object")
         found |= value
-    return found | _pairs(pairs)
+    return found | pairs_of(pairs)
 
 
 def _read(file: Path | None) -> str | None:
@@ -265,7 +265,7 @@ def _read(file: Path | None) -> str | None:
         raise SettingsError(f"{file} cannot be read: {error.strerror}") from None
 
 
-def _pairs(pairs: list[str]) -> dict[str, Any]:
+def pairs_of(pairs: list[str]) -> dict[str, Any]:
     """`key=text`, `key:=JSON`; a text that is a number, true or false is taken as that."""
     found: dict[str, Any] = {}
     for pair in pairs:

@@ -92,7 +92,9 @@ def apply_tombstones(transaction: Transaction, arrived: Sequence[Execution]) -> 
     cancelled = set()
     for execution in arrived:
         own = found.get(("execution", execution.execution_id))
-        row = own or found.get(("workflow", execution.workflow_id or ""))
+        # A stage that cleans up, or is retried, comes behind the cancel of its workflow: its coordinator knows.
+        of_workflow = None if execution.stage else found.get(("workflow", execution.workflow_id or ""))
+        row = own or of_workflow
         if row is None:
             continue
         cancel = CancelRequested(actor=row.actor, reason=row.reason)
@@ -102,6 +104,15 @@ def apply_tombstones(transaction: Transaction, arrived: Sequence[Execution]) -> 
         if own is not None:
             transaction.connection.execute(_DROP_TOMBSTONE, {"k": "execution", "n": execution.execution_id})
     return cancelled
+
+
+def remembered_cancel(transaction: Transaction, workflow_id: str) -> CancelRequested | None:
+    """The cancel that somebody asked of a workflow before it came."""
+    wanted = select(schema.tombstones).where(
+        _TS.kind == "workflow", _TS.name == workflow_id, _TS.until > transaction.now
+    )
+    found = transaction.connection.execute(wanted).first()
+    return CancelRequested(actor=found.actor, reason=found.reason) if found is not None else None
 
 
 def has_tombstones(transaction: Transaction) -> bool:
@@ -193,6 +204,10 @@ def _of_workflow(
     )
     if what == "cancel" and not control.force:
         query = query.where(_EX.cancel_requested.is_(False))
+    if what != "resume":
+        query = query.where(
+            _EX.stage.is_(None)
+        )  # a stage's job is its coordinator's, who hears the command too
     page = transaction.connection.execute(query).all()
     answers = [_DO[what](transaction, rows.execution_of(row), asked, found) for row in page]
     done = asked.done + sum(accepted for accepted, _, _ in answers)
@@ -200,6 +215,8 @@ def _of_workflow(
     if len(page) == _AT_ONCE:
         found.more.append(dataclasses.replace(asked, after=page[-1].number, done=done, refused=refused))
         return None
+    if _is_coordinated(transaction, name) and what != "resume":
+        return None  # the coordinator answers
     if what == "cancel":
         _remember(transaction, "workflow", name, asked, remember_s)
         told = f"{done} cancelled; those that come later will be too"
@@ -207,6 +224,11 @@ def _of_workflow(
     if done:
         return True, None, f"{done} of them" + (f"; not all: {refused}" if refused else "")
     return False, None, refused or f"no execution of {name} is concerned"
+
+
+def _is_coordinated(transaction: Transaction, workflow_id: str) -> bool:
+    known = select(schema.workflows.c.number).where(schema.workflows.c.workflow_id == workflow_id)
+    return transaction.connection.scalar(known) is not None
 
 
 def _remember(transaction: Transaction, kind: str, name: str, asked: Command, remember_s: float) -> Answer:

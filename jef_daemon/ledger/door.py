@@ -31,7 +31,7 @@ def accept(transaction: Transaction, arrivals: Sequence[Arrival | Refusal]) -> l
     words = []
     for arrival in arrivals:
         if isinstance(arrival, Refusal):
-            _refuse(transaction, arrival, known.keys() | new.keys())
+            refuse(transaction, arrival, known.keys() | new.keys())
             words.append(Accepted.REFUSED)
             continue
         execution_id = arrival.execution.execution_id
@@ -102,7 +102,8 @@ def _again(transaction: Transaction, arrival: Arrival, execution: Execution) -> 
     return Accepted.FINISHED
 
 
-def _refuse(transaction: Transaction, refusal: Refusal, known: AbstractSet[str]) -> None:
+def refuse(transaction: Transaction, refusal: Refusal, known: AbstractSet[str]) -> None:
+    """Keep a message as a dead letter; tell of its execution where it can be named and is none of `known`."""
     error, delivery = refusal.error, refusal.delivery
     headers = _plain(delivery.headers) | {
         "x-jef-reason": error.code,

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from sqlalchemy import Engine, select
 
@@ -52,6 +52,10 @@ from jef_daemon.ports import (
     Silence,
     SystemClock,
 )
+from jef_daemon.workflow.state import Bounds
+
+if TYPE_CHECKING:
+    from jef_daemon.workflow.inputs import Became, Input
 
 _TRIES_WITHIN_S = 60.0
 """A stalled ledger is tried every few seconds; each try may take a while."""
@@ -73,6 +77,7 @@ class SqlLedger:
         remember_s: how long a cancel waits for what it is about.
         lost_locks_fail: whether work outside that lost its locks is FAILED for it.
         is_traced: whether notifications name our span of their execution.
+        workflow_bounds: how much a workflow may carry.
 
     Raises:
         LedgerInUse, LedgerTooNew, LedgerUnavailable: from `open`.
@@ -91,6 +96,7 @@ class SqlLedger:
         remember_s: float = 86400.0,
         lost_locks_fail: bool = True,
         is_traced: bool = False,
+        workflow_bounds: Bounds | None = None,
     ) -> None:
         self._url = parse(ledger_url)
         self._terms = Terms(
@@ -103,6 +109,7 @@ class SqlLedger:
         )
         self._max_variables = max_variables_bytes
         self._remember_s = remember_s
+        self._bounds = workflow_bounds or Bounds()
         self._clock = clock or SystemClock()
         self._engine: Engine | None = None
         self._looking: Engine | None = None
@@ -338,6 +345,31 @@ class SqlLedger:
         """The wall clock was set by so much: let what is to come be as far away as before."""
         return cast("int", await self._other(lambda transaction: watching.shift(transaction, by_s)))
 
+    # --- workflows ---------------------------------------------------------------------------------------
+
+    def coordinating(self, inputs: Sequence[Input]) -> asyncio.Future[list[Became]]:
+        """Take requests, ends of stages' jobs and commands, with all that follows; returns what became of each."""
+        from jef_daemon.ledger import workflows  # its libraries are for those only who carry workflows out
+
+        return self._other(lambda transaction: workflows.take(transaction, inputs, self._bounds))
+
+    async def reconcile_workflows(self) -> None:
+        """Take ends of stages' jobs that are in this ledger and whose notifications never came."""
+        from jef_daemon.ledger import workflows
+
+        after: int | None = 0
+        while after is not None:
+            page = after
+            after = await self._other(
+                lambda transaction: workflows.reconcile(transaction, page, self._bounds)  # noqa: B023  awaited at once
+            )
+
+    async def workflow_actions(self) -> set[str]:
+        """Actions of all definitions that workflows are pinned to."""
+        from jef_daemon.ledger import workflows
+
+        return cast("set[str]", await self._other(workflows.actions))
+
     # --- start and end of a daemon, keeping house --------------------------------------------------------
 
     async def interrupt(self, may_run_again: MayRunAgain, why: str) -> int:
@@ -351,6 +383,7 @@ class SqlLedger:
     async def purge(self, before: float, step: int) -> int:
         """Delete what finished before an instant, in small steps; returns how many executions."""
         await self._repeat(lambda transaction: lifetime.purge_locks(transaction, before, step))
+        await self._repeat(lambda transaction: lifetime.purge_workflows(transaction, before, step))
         return await self._repeat(lambda transaction: lifetime.purge(transaction, before, step))
 
     # --- inside ------------------------------------------------------------------------------------------

@@ -90,6 +90,27 @@ def purge_locks(transaction: Transaction, before: float, most: int) -> int:
     return purge_history(transaction.connection, before, most)
 
 
+def purge_workflows(transaction: Transaction, before: float, most: int) -> int:
+    """Delete workflows that finished before an instant, and definitions that none is pinned to. Returns how many."""
+    old = select(schema.workflows.c.workflow_id).where(schema.workflows.c.finished_at < before).limit(most)
+    names = transaction.connection.scalars(old).all()
+    if names:
+        transaction.connection.execute(
+            delete(schema.workflow_history).where(schema.workflow_history.c.workflow_id.in_(names))
+        )
+        transaction.connection.execute(
+            delete(schema.workflows).where(schema.workflows.c.workflow_id.in_(names))
+        )
+    used = select(schema.workflows.c.revision)
+    transaction.connection.execute(
+        delete(schema.workflow_definitions).where(
+            schema.workflow_definitions.c.used_at < before,
+            schema.workflow_definitions.c.revision.not_in(used),
+        )
+    )
+    return len(names)
+
+
 def _return(transaction: Transaction, execution: Execution, body: str) -> None:
     # Whoever takes it goes on counting where we stop, so that its notifications are not taken for old ones.
     headers = {"x-jef-sequence": execution.sequence, "x-jef-attempt": execution.attempt}

@@ -233,6 +233,7 @@ def summary(execution: Execution) -> dict[str, Any]:
         "executionId": execution.execution_id,
         "externalId": execution.external_id,
         "workflowId": execution.workflow_id,
+        "stage": execution.stage,
         "action": execution.action,
         "status": execution.status.value,
         "progress": execution.progress,

@@ -30,7 +30,7 @@ _STATUS_AT = FIELDS.index("status")
 FIXED = frozenset(
     {"execution_id", "action", "workflow_id", "priority", "traceparent", "reply_to", "correlation_id"}
     | {"wants_locks", "update_timeout_s", "execution_timeout_s", "max_attempts", "timeout_grace_s"}
-    | {"queue_timeout_s", "lock_timeout_s"}
+    | {"queue_timeout_s", "lock_timeout_s", "stage"}
 )
 """Fields that the request sets once and no event changes."""
 

@@ -29,7 +29,7 @@ from sqlalchemy.types import TypeEngine
 
 from jef_daemon.lifecycle import Execution
 
-HEAD = "0005"
+HEAD = "0006"
 """The newest migration. A ledger at this version needs no migration tool to be opened."""
 
 metadata = MetaData()
@@ -173,6 +173,58 @@ Index("calls_by_time", calls.c.at)
 
 identity = Table("identity", metadata, Column("id", Text, primary_key=True))
 """One row: the ledger's own name. A lock service keeps its locks under it, a daemon has its answers sent to it."""
+
+# --- workflows ---------------------------------------------------------------------------------------------
+
+workflows = Table(
+    "workflows",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("workflow_id", Text, nullable=False, unique=True),
+    Column("key", Text, nullable=False, unique=True, comment="begins the execution ids of its jobs"),
+    Column("name", Text, nullable=False, comment="of its definition"),
+    Column("revision", String, nullable=False),
+    Column("status", String, nullable=False),
+    Column("priority", Integer, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("updated_at", Double, nullable=False),
+    Column("finished_at", Double),
+    Column("state", Text, nullable=False, comment="JSON: workflow.state.State"),
+)
+Index("workflows_by_status", workflows.c.status, workflows.c.number)
+_in_turn = (workflows.c.name, workflows.c.priority.desc(), workflows.c.number)
+for _word in ("QUEUED", "RUNNING"):
+    _is_so = text(f"status = '{_word}'")
+    Index(f"workflows_{_word.lower()}", *_in_turn, sqlite_where=_is_so, postgresql_where=_is_so)
+_has_finished = text("finished_at IS NOT NULL")
+Index(
+    "workflows_by_end",
+    workflows.c.finished_at,
+    sqlite_where=_has_finished,
+    postgresql_where=_has_finished,
+)
+
+workflow_definitions = Table(
+    "workflow_definitions",
+    metadata,
+    Column("revision", String, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("body", Text, nullable=False, comment="JSON: workflow.definition.Definition"),
+    Column("used_at", Double, nullable=False, comment="when a workflow was last pinned to it"),
+)
+
+workflow_history = Table(
+    "workflow_history",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("workflow_id", Text, nullable=False),
+    Column("at", Double, nullable=False),
+    Column("event", String, nullable=False),
+    Column("stage", Text, nullable=False, comment="empty: the workflow itself"),
+    Column("actor", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+)
+Index("workflow_history_by_workflow", workflow_history.c.workflow_id, workflow_history.c.number)
 
 # --- what the lock service keeps ---------------------------------------------------------------------------
 

@@ -297,7 +297,8 @@ class Transaction:
         if move.execution.wants_locks:
             self._locking.append(move)
         if lifecycle.is_told(move.event):
-            body = messages.notification(move, tracebacks=self.terms.tracebacks)
+            is_retried = not is_last and isinstance(move.event, Failed)
+            body = messages.notification(move, tracebacks=self.terms.tracebacks, is_retried=is_retried)
             execution = move.execution
             is_final = execution.status in FINAL and is_last
             if is_final:

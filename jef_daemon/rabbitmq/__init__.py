@@ -17,6 +17,27 @@ The only package that imports aio_pika and aiormq.
 """
 
 from jef_daemon.rabbitmq.bus import RabbitBus
-from jef_daemon.rabbitmq.topology import CONTROL, HANDED_ON, LOCK_REPLIES, LOCKS, UPDATES, WATCHED, Topology
+from jef_daemon.rabbitmq.topology import (
+    CONTROL,
+    COORDINATOR,
+    HANDED_ON,
+    LOCK_REPLIES,
+    LOCKS,
+    UPDATES,
+    WATCHED,
+    WORKFLOWS,
+    Topology,
+)
 
-__all__ = ["CONTROL", "HANDED_ON", "LOCKS", "LOCK_REPLIES", "UPDATES", "WATCHED", "RabbitBus", "Topology"]
+__all__ = [
+    "CONTROL",
+    "COORDINATOR",
+    "HANDED_ON",
+    "LOCKS",
+    "LOCK_REPLIES",
+    "UPDATES",
+    "WATCHED",
+    "WORKFLOWS",
+    "RabbitBus",
+    "Topology",
+]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import structlog
 import tenacity
@@ -20,7 +20,7 @@ from jef_daemon.names import Names
 from jef_daemon.ports import Clock, Delivery, Outgoing, SystemClock
 from jef_daemon.rabbitmq.refusals import meaning, reason
 from jef_daemon.rabbitmq.session import OnDelivery, Session, connect, group_of, queues_of
-from jef_daemon.rabbitmq.topology import LOCKS, WATCHED, Topology
+from jef_daemon.rabbitmq.topology import COORDINATOR, LOCKS, WATCHED, WORKFLOWS, Topology
 from jef_daemon.settings import Bus as BusSettings
 
 log = structlog.get_logger()
@@ -51,6 +51,7 @@ class RabbitBus:
         ledger: the ledger's own name: for the answers to its jobs' locks, and the locks that are kept in it.
         watches_only: it only hears statuses and tells some; nothing else is declared.
         clock: to see that the bus gets on.
+        coordinates: it carries workflows out.
     """
 
     def __init__(
@@ -65,18 +66,21 @@ class RabbitBus:
         *,
         watches_only: bool = False,
         clock: Clock | None = None,
+        coordinates: bool = False,
     ) -> None:
         self._names = names
         self._ledger = ledger
         self._url = url
         self._where = masked(url)
-        self._watches_only = watches_only
+        self._watches_only, self._coordinates = watches_only, coordinates
         self._topology = self._needed(actions, settings)
         self._queues = queues_of(names, actions, ledger)
         self._settings = settings
         self._on_delivery = on_delivery
         self._name = name
         self._wanted: set[str] = set()
+        self._bindings: dict[tuple[str, str], set[str]] = {}
+        """Routing keys by queue and exchange, beside those of the topology."""
         self._session: Session | None = None
         self._connected = asyncio.Event()
         self._changing = asyncio.Lock()
@@ -90,6 +94,8 @@ class RabbitBus:
         self.reconnects = 0
         self.locks_kept_by = ""
         """The ledger that keeps the locks of this prefix, once it is known to be another one."""
+        self.workflows_kept_by = ""
+        """The ledger that keeps the workflows of this prefix, once it is known to be another one."""
 
     @property
     def connected(self) -> asyncio.Event:
@@ -176,6 +182,8 @@ class RabbitBus:
             # early hangs there for a minute, one that is asked again is answered at once.
             async with asyncio.timeout(_SET_UP_S):
                 await session.set_up(self._topology)
+                for (queue, exchange), keys in self._bindings.items():
+                    await session.bind(queue, exchange, sorted(keys))
                 # Before the first delivery: what comes while the others are set up is acknowledged, too.
                 self._session = session
                 for source in sorted(self._wanted):
@@ -277,6 +285,24 @@ class RabbitBus:
         # Those of actions that are gone stay: they may be consumed still.
         self._queues |= queues_of(self._names, actions, self._ledger)
 
+    async def bind(self, queue: str, exchange: str, routing_keys: Iterable[str]) -> None:
+        """Let what is published with these keys come into a queue, from now on and after each reconnection.
+
+        Raises:
+            ConnectionError: the connection was lost meanwhile: the next one has them.
+        """
+        keys = set(routing_keys)
+        self._bindings.setdefault((queue, exchange), set()).update(keys)
+        await self._connected.wait()
+        session = self._session
+        if session is None or session.is_broken:
+            raise ConnectionError("the connection to the broker was lost")
+        try:
+            await session.bind(queue, exchange, sorted(keys))
+        except Exception as error:  # noqa: BLE001  the client raises what it likes; the session is no good any more
+            await session.discard()
+            raise ConnectionError(reason(error)) from None
+
     async def stop(self) -> None:
         """End the session in good order; `run` returns then."""
         self._stopping = True
@@ -297,7 +323,12 @@ class RabbitBus:
 
     def _needed(self, actions: Sequence[str], settings: BusSettings) -> Topology:
         return Topology.of(
-            self._names, actions, settings.queue_type, self._ledger, watches_only=self._watches_only
+            self._names,
+            actions,
+            settings.queue_type,
+            self._ledger,
+            watches_only=self._watches_only,
+            coordinates=self._coordinates,
         )
 
     async def _change_all(self) -> None:
@@ -321,6 +352,8 @@ class RabbitBus:
 
     async def _consume(self, session: Session, source: str) -> None:
         if source == LOCKS and not await self._keeps_locks(session):
+            return
+        if source in {WORKFLOWS, COORDINATOR} and not await self._keeps_workflows(session):
             return
         if source == WATCHED:
             wanted = {WATCHED_HEADER: self._ledger}
@@ -346,6 +379,26 @@ class RabbitBus:
                 remedy=f"only if that ledger is gone for good: delete the exchange {self._names.lock_keeper}",
             )
         self.locks_kept_by = "" if is_ours else keeper
+        return is_ours
+
+    async def _keeps_workflows(self, session: Session) -> bool:
+        """Whether the workflows of this prefix are kept in our ledger, as they are from the first time they were.
+
+        A coordinator with another ledger knows nothing of those that there are: it would start them again.
+        """
+        if self._ledger is None:
+            return False
+        keeper = await session.keeper(self._names.workflow_keeper, self._ledger)
+        is_ours = keeper == self._ledger
+        if not is_ours and self.workflows_kept_by != keeper:
+            log.warning(
+                "workflows_kept_elsewhere",
+                ledger=keeper,
+                ours=self._ledger,
+                consequence="this daemon is no coordinator; the one with that ledger is",
+                remedy=f"only if that ledger is gone for good: delete the exchange {self._names.workflow_keeper}",
+            )
+        self.workflows_kept_by = "" if is_ours else keeper
         return is_ours
 
 

@@ -141,26 +141,53 @@ class Statuses:
         return told
 
 
+async def start_workflow(url: str, names: Names, request: Mapping[str, Any]) -> None:
+    """Publish a request for a workflow, confirmed.
+
+    Raises:
+        BrokerError: no daemon has ever run with this prefix, or the broker refuses.
+    """
+    message = aio_pika.Message(
+        json.dumps(request).encode(),
+        content_type="application/json",
+        delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+    )
+    async with connected(url) as channel:
+        try:
+            await channel.default_exchange.publish(
+                message, names.workflows, mandatory=True, timeout=_TIMEOUT_S
+            )
+        except exceptions.PublishError:
+            raise BrokerError(
+                f"there is no queue {names.workflows}: no daemon with the prefix {names.prefix!r} has run on this "
+                "broker; start one with `jef run`"
+            ) from None
+
+
 @contextlib.asynccontextmanager
-async def statuses(url: str, names: Names, pattern: str = "#") -> AsyncIterator[Statuses]:
+async def statuses(
+    url: str, names: Names, pattern: str = "#", *, of_workflows: bool = False
+) -> AsyncIterator[Statuses]:
     """Status notifications from now on.
 
     Args:
         url: the broker's.
         names: of exchanges.
         pattern: routing keys, `<action>.<status>`; `*` and `#` as in AMQP.
+        of_workflows: those of workflows, `<workflow>.<status>`.
     """
     seen = Statuses(masked(url))
+    source = names.workflow_status if of_workflows else names.status
     async with connected(url) as channel:
         try:
-            await channel.get_exchange(names.status)
+            await channel.get_exchange(source)
         except exceptions.ChannelNotFoundEntity:
             raise BrokerError(
-                f"there is no exchange {names.status}: no daemon with the prefix {names.prefix!r} has run on this "
+                f"there is no exchange {source}: no daemon with the prefix {names.prefix!r} has run on this "
                 "broker; start one with `jef run`"
             ) from None
         queue = await channel.declare_queue(exclusive=True)
-        await queue.bind(names.status, pattern)
+        await queue.bind(source, pattern)
         await queue.consume(seen.take, no_ack=True)
         channel.close_callbacks.add(lambda *_: seen.end())
         yield seen
@@ -177,7 +204,12 @@ class Answer:
 
 
 async def control(
-    url: str, names: Names, commands: Sequence[Mapping[str, Any]], patience_s: float = 10.0
+    url: str,
+    names: Names,
+    commands: Sequence[Mapping[str, Any]],
+    patience_s: float = 10.0,
+    *,
+    is_coordinated: bool = False,
 ) -> AsyncIterator[tuple[Mapping[str, Any], Answer]]:
     """Send commands; yields each with its answer, in order.
 
@@ -186,6 +218,7 @@ async def control(
         names: of queues.
         commands: as on the wire (`messages.Control`).
         patience_s: how long an answer is waited for.
+        is_coordinated: the coordinator's answer is waited for, where daemons answer for a workflow's jobs too.
 
     Raises:
         BrokerError: no daemon has ever run with this prefix, or none answers in time.
@@ -199,7 +232,7 @@ async def control(
                 await _send_command(channel, names, each, answers.queue.name, str(number))
             for number, each in enumerate(chosen, start):
                 # All of a workflow has one answer; one execution may be at another daemon than the first that answers.
-                another_s = 0.0 if each.get("workflowId") else _ANOTHER_S
+                another_s = 0.0 if each.get("workflowId") and not is_coordinated else _ANOTHER_S
                 yield each, await answers.of(str(number), patience_s, another_s=another_s)
 
 

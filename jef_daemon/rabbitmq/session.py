@@ -22,12 +22,14 @@ from jef_daemon.rabbitmq.publisher import Publisher
 from jef_daemon.rabbitmq.refusals import current_value
 from jef_daemon.rabbitmq.topology import (
     CONTROL,
+    COORDINATOR,
     HANDED_ON,
     LOCK_REPLIES,
     LOCKS,
     UNROUTABLE,
     UPDATES,
     WATCHED,
+    WORKFLOWS,
     Topology,
 )
 from jef_daemon.settings import Bus as BusSettings
@@ -37,7 +39,7 @@ log = structlog.get_logger()
 OnDelivery = Callable[[Delivery], None]
 _numbers = itertools.count(1)
 _REQUESTS = "requests"
-_APART = frozenset({LOCKS, LOCK_REPLIES, UPDATES, CONTROL, HANDED_ON, WATCHED})
+_APART = frozenset({LOCKS, LOCK_REPLIES, UPDATES, CONTROL, HANDED_ON, WATCHED, WORKFLOWS, COORDINATOR})
 """Sources that are acknowledged on their own."""
 _APART_PREFETCH = 500
 """What is acknowledged apart is small, takes effect at once, and never waits for a slot."""
@@ -144,6 +146,14 @@ class Session:
         await channel.queue_declare(own, exclusive=True, auto_delete=True)
         await channel.queue_bind(own, exchange, arguments={"x-match": "all", **headers})
         await channel.basic_consume(own, take, consumer_tag=tag, no_ack=True)
+
+    async def bind(self, queue: str, exchange: str, routing_keys: Iterable[str]) -> None:
+        """Let what is published with these keys come into a queue."""
+        channel = await self._connection.channel()
+        declared = await channel.get_queue(queue, ensure=False)
+        for key in routing_keys:
+            await declared.bind(exchange, key)
+        await channel.close()
 
     async def _channel_of(self, source: str) -> aiormq.Channel:
         group = group_of(source)
@@ -340,6 +350,8 @@ def queues_of(names: Names, actions: Iterable[str], ledger: str | None) -> dict[
         LOCKS: names.locks,
         UPDATES: names.updates,
         CONTROL: names.control,
+        WORKFLOWS: names.workflows,
+        COORDINATOR: names.coordinator,
     }
     if ledger:
         own |= {LOCK_REPLIES: names.lock_replies(ledger), HANDED_ON: names.daemon(ledger)}

@@ -25,6 +25,11 @@ HANDED_ON = ":handed-on"
 WATCHED = ":watched"
 """The source of notifications of executions that may fall silent."""
 
+WORKFLOWS = ":workflows"
+"""The source of requests for workflows."""
+COORDINATOR = ":coordinator"
+"""The source of what the workflow coordinator must hear."""
+
 _A_WEEK_MS = 7 * 86_400_000
 _NEVER = 1_000_000
 """Delivery limit: RabbitMQ 4 would drop a request that was returned 20 times, 3.10 takes no "unlimited"."""
@@ -68,6 +73,7 @@ class Topology:
         ledger: str | None = None,
         *,
         watches_only: bool = False,
+        coordinates: bool = False,
     ) -> Self:
         """The topology for a prefix and the actions that a daemon serves.
 
@@ -77,6 +83,7 @@ class Topology:
             queue_type: quorum or classic.
             ledger: the daemon's, for the queue of its locks' answers; None: it runs no jobs.
             watches_only: it only hears statuses and tells some: its user needs no right to anything else.
+            coordinates: it carries workflows out: what its queue hears, nobody else would take from there.
         """
         heard = (
             Exchange(names.status, "topic"),
@@ -87,22 +94,25 @@ class Topology:
         kind = {"x-queue-type": queue_type}
         kept = kind | ({"x-delivery-limit": _NEVER} if queue_type == "quorum" else {})
         requests = kept | {"x-dead-letter-exchange": names.dead}
-        # One lock service at a time, the next takes over when its connection goes.
-        locks = kept | {"x-single-active-consumer": True}
+        # One lock service and one coordinator at a time, the next takes over when its connection goes.
+        alone = kept | {"x-single-active-consumer": True}
         return cls(
             exchanges=(
                 Exchange(names.dead, "fanout"),
                 Exchange(names.unroutable, "fanout"),
                 Exchange(names.jobs, "topic", {"alternate-exchange": names.unroutable}),
                 Exchange(names.daemons, "fanout"),
+                Exchange(names.workflow_status, "topic"),
                 *heard,
             ),
             queues=(
                 Queue(names.dead_letters, kind, names.dead),
                 Queue(names.unroutable, requests, names.unroutable),
-                Queue(names.locks, locks),
+                Queue(names.locks, alone),
                 Queue(names.updates, kept),
                 Queue(names.control, kept),
+                Queue(names.workflows, alone),
+                *((Queue(names.coordinator, alone, names.daemons),) if coordinates else ()),
                 *(_own_queues(names, ledger, kept | {"x-expires": _A_WEEK_MS}) if ledger else ()),
                 *(Queue(names.job_queue(action), requests, names.jobs, action) for action in actions),
             ),

@@ -66,7 +66,11 @@ def rights(names: Names) -> Mapping[str, Rights]:
         "producer": with_own("producer", "sends requests, hears their answers", write=(jobs,)),
         "daemon": _daemon(names),
         "watcher": _watcher(names),
-        "reader": with_own("reader", "hears all status notifications, sends nothing", read=(status,)),
+        "reader": with_own(
+            "reader",
+            "hears all status notifications, sends nothing",
+            read=(status, _literal(names.workflow_status)),
+        ),
         "outside": with_own(
             "outside",
             "does the work of async jobs, sends updates; may ask for locks",
@@ -79,13 +83,15 @@ def rights(names: Names) -> Mapping[str, Rights]:
 def _daemon(names: Names) -> Rights:
     """Whoever runs jobs and keeps locks: declares everything, so that a broker needs no preparation."""
     exchanges = [names.jobs, names.status, names.daemons, names.watched, names.lock_keeper, names.dead]
+    exchanges += [names.workflow_status, names.workflow_keeper]
     queues = [names.unroutable, names.locks, names.updates, names.control]  # the first is an exchange, too
+    queues += [names.workflows, names.coordinator]
     own = [_literal(names.daemon("")) + _LEDGER, _literal(names.lock_replies("")) + _LEDGER, _watched(names)]
     read = (*map(_literal, exchanges), *map(_literal, queues), f"{_literal(names.job_queue(''))}.+", *own)
     made = (*read, _literal(names.dead_letters), _literal(trial(names)))
     # A ledger's name alone: what the register of the lock keeper is declared with is one.
     return Rights(
-        "runs jobs, keeps locks, watches",
+        "runs jobs, keeps locks, watches, carries workflows out",
         configure=made,
         write=(*made, _DEFAULT_EXCHANGE, _LEDGER),
         read=read,
@@ -104,10 +110,10 @@ def _operator(names: Names, own: tuple[str, ...]) -> Rights:
     replies = f"{_literal(names.lock_replies('client-'))}[0-9a-f]{{32}}"
     jobs, status, letters = _literal(names.jobs), _literal(names.status), _literal(names.dead_letters)
     return Rights(
-        "people: `jef submit`, `watch`, `cancel`, `locks`, `dead-letters`",
+        "people: `jef submit`, `watch`, `cancel`, `locks`, `workflows`, `dead-letters`",
         configure=(*own, replies),
         write=(*own, replies, jobs, _DEFAULT_EXCHANGE),
-        read=(*own, replies, status, letters),
+        read=(*own, replies, status, _literal(names.workflow_status), letters),
     )
 
 

@@ -15,6 +15,7 @@ ENDS = {"COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"}
 ACTIONS = (
     "quick",
     "slow",
+    "staged",
     "blocking",
     "again",
     "nap",
@@ -60,6 +61,7 @@ class Client:
         self.url = url
         self.prefix = prefix
         self.told: list[dict[str, Any]] = []
+        self.told_of_workflows: list[dict[str, Any]] = []
         self._changed = asyncio.Event()
         self._connection: aio_pika.abc.AbstractRobustConnection
         self.channel: AbstractChannel
@@ -83,6 +85,10 @@ class Client:
             f"{self.prefix}.told", durable=True, arguments={"x-queue-type": self._queue_type}
         )
         await queue.bind(status, "#")
+        workflows = await self.channel.declare_exchange(
+            f"{self.prefix}.workflow-status", "topic", durable=True
+        )
+        await queue.bind(workflows, "#")
         await queue.consume(self._take)
         return self
 
@@ -90,7 +96,8 @@ class Client:
         await self._connection.close()
 
     async def _take(self, message: AbstractIncomingMessage) -> None:
-        self.told.append(json.loads(message.body))
+        told = json.loads(message.body)
+        (self.told if "executionId" in told else self.told_of_workflows).append(told)
         await message.ack()
         self._changed.set()
 
@@ -119,6 +126,47 @@ class Client:
         """Publish a request."""
         request = {"executionId": execution_id, "configuration": configuration or {}, **more}
         await self.publish(action, json.dumps(request).encode())
+
+    async def start_workflow(self, workflow: str, workflow_id: str, **more: Any) -> None:
+        """Publish a request for a workflow."""
+        request = {"workflowId": workflow_id, "workflow": workflow, **more}
+        await self.send("workflows", request)
+
+    async def send(self, queue: str, body: dict[str, Any], **properties: Any) -> None:
+        """Publish to a queue of the daemon's."""
+        message = aio_pika.Message(json.dumps(body).encode(), delivery_mode=2, **properties)
+        await self.channel.default_exchange.publish(message, f"{self.prefix}.{queue}")
+
+    async def tell(self, routing_key: str, told: dict[str, Any]) -> None:
+        """Publish a status notification, as another executor does."""
+        exchange = await self.channel.get_exchange(f"{self.prefix}.status", ensure=False)
+        await exchange.publish(aio_pika.Message(json.dumps(told).encode(), delivery_mode=2), routing_key)
+
+    async def until_answered(self, queue: Any, within_s: float = 30) -> dict[str, Any]:
+        """The next answer in a queue of our own."""
+        async with asyncio.timeout(within_s):
+            while (message := await queue.get(fail=False, no_ack=True)) is None:
+                await asyncio.sleep(0.02)
+        return dict(json.loads(message.body))
+
+    async def end_of_workflow(self, workflow_id: str, within_s: float = 30) -> dict[str, Any]:
+        """The final notification of a workflow."""
+        try:
+            await self.until(
+                lambda: any(told["status"] in ENDS for told in self.of_workflow(workflow_id)), within_s
+            )
+        except TimeoutError:
+            raise AssertionError(
+                f"no end of {workflow_id} was told: {self.of_workflow(workflow_id)}"
+            ) from None
+        return next(told for told in reversed(self.of_workflow(workflow_id)) if told["status"] in ENDS)
+
+    def of_workflow(self, workflow_id: str) -> list[dict[str, Any]]:
+        """What was told of a workflow, repetitions dropped, in order."""
+        seen = {
+            told["sequence"]: told for told in self.told_of_workflows if told["workflowId"] == workflow_id
+        }
+        return [seen[number] for number in sorted(seen)]
 
     async def until(self, is_true: Callable[[], bool], within_s: float = 60) -> None:
         """Wait until something is true of what was told."""
@@ -168,10 +216,20 @@ async def delete_all(url: str, prefix: str) -> None:
     connection = await aio_pika.connect(url)
     try:
         channel = await connection.channel()
-        queues = ["told", "unroutable", "dead-letters", "locks", "updates", "control"]
+        queues = [
+            "told",
+            "unroutable",
+            "dead-letters",
+            "locks",
+            "updates",
+            "control",
+            "workflows",
+            "coordinator",
+        ]
         for name in (*queues, *(f"jobs.{action}" for action in ACTIONS)):
             await channel.queue_delete(f"{prefix}.{name}")
-        for name in ("jobs", "unroutable", "dead", "status", "daemons", "watched", "lock-keeper"):
+        exchanges = ["jobs", "unroutable", "dead", "status", "daemons", "watched", "lock-keeper"]
+        for name in (*exchanges, "workflow-status", "workflow-keeper"):
             await channel.exchange_delete(f"{prefix}.{name}")
     finally:
         await connection.close()

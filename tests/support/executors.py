@@ -53,6 +53,36 @@ class Quick(ActionExecutor):
         )
 
 
+class Staged(ActionExecutor):
+    """A stage of a workflow: fails its first attempts, takes its time, sets variables; as it is told."""
+
+    action = "staged"
+
+    class Configuration(BaseModel):
+        result: Any = "done"
+        fails: int = 0
+        """How many of the first jobs of the stage fail."""
+        seconds: float = 0.0
+        job: dict[str, Any] = {}
+        workflow: dict[str, Any] = {}
+
+    async def execute(self, context: ExecutionContext[Configuration]) -> ActionExecutorResponse:
+        trace(context)
+        wanted = context.configuration
+        await asyncio.sleep(wanted.seconds)
+        if int(context.execution_id.rpartition(":")[2]) <= wanted.fails:
+            raise RuntimeError("as it was told")
+        seen = {
+            "job": dict(context.job_context_variables),
+            "workflow": dict(context.workflow_context_variables),
+        }
+        return ActionExecutorResponse(
+            result=str(wanted.result),
+            job_context_variables={**wanted.job, **({"saw": seen} if wanted.job else {})},
+            workflow_context_variables=wanted.workflow,
+        )
+
+
 class Seconds(BaseModel):
     seconds: float = 0.05
     steps: int = 1

@@ -17,6 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 _ACTIONS = """
 [actions.quick]
 executor = "tests.support.executors:Quick"
+[actions.staged]
+executor = "tests.support.executors:Staged"
 [actions.slow]
 executor = "tests.support.executors:Slow"
 [actions.again]

@@ -138,6 +138,7 @@ def test_what_was_sent_is_what_is_read(request: dict[str, Any]) -> None:
     assert read.pop("timeouts") == timeouts
     defaults: dict[str, Any] = {
         "workflowId": None,
+        "stage": None,
         "configuration": {},
         "jobContextVariables": {},
         "workflowContextVariables": {},
