@@ -47,6 +47,10 @@ from jef_daemon.rabbitmq.topology import Topology  # noqa: E402
 from jef_daemon.settings import NEEDS_RESTART, Action, Settings  # noqa: E402
 from jef_daemon.tracing.recorded import DEFINITIONS as SPANS  # noqa: E402
 from jef_daemon.tracing.recorded import EVERY  # noqa: E402
+from jef_daemon.workflow import definition as workflow_definition  # noqa: E402
+from jef_daemon.workflow import expressions, law  # noqa: E402
+from jef_daemon.workflow import messages as workflow_messages  # noqa: E402
+from jef_daemon.workflow.plan import plan  # noqa: E402
 
 PAGES = tuple(
     ROOT / name
@@ -56,6 +60,7 @@ PAGES = tuple(
         "docs/life-cycle.md",
         "docs/wire-protocol.md",
         "docs/cli.md",
+        "docs/workflows.md",
         "docs/metrics.md",
         "docs/prometheus.md",
         "docs/tracing.md",
@@ -296,8 +301,9 @@ def diagram(about: str) -> str:
 
 
 def fields(about: str) -> str:
-    """The fields of a message."""
-    home = messages if hasattr(messages, about) else lock_messages
+    """The fields of a message, or of a part of a workflow's definition."""
+    homes = (messages, lock_messages, workflow_definition, workflow_messages)
+    home = next(each for each in homes if hasattr(each, about))
     schema = getattr(home, about).model_json_schema(by_alias=True)
     required = schema.get("required", [])
     told = table("key", "value", "default", "meaning")
@@ -311,7 +317,7 @@ def fields(about: str) -> str:
 
 def topology(about: str) -> str:
     """What the daemon declares on the broker."""
-    declared = Topology.of(Names(), ["<action>"], "quorum", "<ledger>")
+    declared = Topology.of(Names(), ["<action>"], "quorum", "<ledger>", coordinates=True)
     told = table("name", "kind", "arguments")
     for exchange in declared.exchanges:
         bound = f", bound to `{exchange.source}`" if exchange.source else ""
@@ -319,7 +325,8 @@ def topology(about: str) -> str:
     keeper = {
         "alternate-exchange": "<ledger>"
     }  # declared for itself: what it was declared with is what it tells
-    told += row(f"`{Names().lock_keeper}`", "fanout exchange, internal", _arguments(keeper))
+    for name in (Names().lock_keeper, Names().workflow_keeper):
+        told += row(f"`{name}`", "fanout exchange, internal", _arguments(keeper))
     for queue in declared.queues:
         bound = f", bound to `{queue.exchange}`" if queue.exchange else ""
         key = f" with `{queue.routing_key}`" if queue.routing_key else ""
@@ -327,15 +334,47 @@ def topology(about: str) -> str:
     return told
 
 
-def reserved(about: str) -> str:
-    """Names that the protocol has and this version does not declare."""
-    declared = Topology.of(Names(), (), "quorum")
-    known = {exchange.name for exchange in declared.exchanges} | {queue.name for queue in declared.queues}
-    known.add(Names().lock_keeper)
-    told = table("name", "what it will be")
-    for name, member in vars(Names).items():
-        if isinstance(member, property) and (address := getattr(Names(), name)) not in known:
-            told += row(f"`{address}`", member.__doc__ or "")
+def filters(about: str) -> str:
+    """What expressions of workflows may use."""
+    words = [", ".join(f"`{name}`" for name in names) for names in (expressions.FILTERS, expressions.TESTS)]
+    return f"Filters, behind a `|`: {words[0]}.\n\nTests, behind `is`: {words[1]}."
+
+
+def variables(about: str) -> str:
+    """What three stages in a row are given, and give: as the law has it."""
+    names = ("a", "b", "c")
+    stages = [{"name": name, "action": "any"} for name in names]
+    begin = {"name": "w", "variables": {"x": 0}, "stages": stages}
+    made = plan(workflow_definition.Definition.model_validate(begin))
+    given: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = (
+        ({"k": 1}, {"x": 1}),
+        ({"m": 2}, {"y": 2}),
+        ({}, {"x": 3}),
+    )
+    state = law.new(made, "w-1", {}, 0, 0.0)
+    told = table(
+        "stage", "is given `job.*`", "`workflow.*`", "answers job", "and workflow variables", "context then"
+    )
+    effects = law.advance(made, state, law.Begun(), 0.0)
+    for name, (job, workflow) in zip(names, given, strict=True):
+        request = next(each.request for each in effects if isinstance(each, law.StartJob))
+        ended = law.Ended(
+            stage=name,
+            index=None,
+            attempt=1,
+            status=lifecycle.Status.COMPLETED,
+            job_variables=job,
+            workflow_variables=workflow,
+        )
+        effects = law.advance(made, state, ended, 0.0)
+        saw = (
+            request["jobContextVariables"],
+            request["workflowContextVariables"],
+            job,
+            workflow,
+            state.context,
+        )
+        told += row(name, *(f"`{json.dumps(each)}`" for each in saw))
     return told
 
 
@@ -452,7 +491,8 @@ PARTS: Mapping[str, Callable[[str], str]] = {
     "transitions": transitions,
     "fields": fields,
     "topology": topology,
-    "reserved": reserved,
+    "filters": filters,
+    "variables": variables,
     "commands": commands,
     "metrics": metrics,
     "alerts": alerts,

@@ -9,6 +9,7 @@ The tour, in the order of the flow (each module's docstring says what it does an
     updates             async jobs' updates, operators' commands → the ledger
     watch               silence → TIMED_OUT; waits and limits that run out
     tracing/            what was committed → spans, where it is on
+    workflow/           a stage has ended → the next one's request
     web/, metrics       the HTTP port, where it is open: health, metrics, updates, commands
     notify              outbox → confirmed, ordered notifications on `jef.status`
     ledger/             executions, history, outbox: one transaction for all that is ready

@@ -19,6 +19,7 @@ from jef_daemon.messages import (
     WorkflowRequest,
 )
 from jef_daemon.names import Names
+from jef_daemon.workflow.messages import WorkflowNotification
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -33,6 +34,7 @@ WIRE_MODELS: tuple[type[BaseModel], ...] = (
     LockRequest,
     LockReply,
     WorkflowRequest,
+    WorkflowNotification,
 )
 """What `jef schema` publishes."""
 
@@ -79,6 +81,13 @@ def _channels(names: Names) -> dict[str, tuple[str, str, str, tuple[str, ...], s
             "Operations on locks; answered to `reply_to`.",
         ),
         "workflows": (names.workflows, "queue", "receive", ("WorkflowRequest",), "Requests for workflows."),
+        "workflow-status": (
+            names.workflow_status,
+            "topic",
+            "send",
+            ("WorkflowNotification",),
+            "Notifications of workflows; routing key `<workflow>.<status in lower case>`.",
+        ),
         "dead": (names.dead, "fanout", "send", (), "Dead letters, with `x-jef-reason` and `x-jef-detail`."),
     }
 

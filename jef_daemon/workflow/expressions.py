@@ -223,7 +223,8 @@ def _parsed(text: str) -> nodes.Template:
     try:
         tree = _ENVIRONMENT.parse(text)
     except TemplateSyntaxError as error:
-        raise ExpressionError(f"{text.strip()}: {error.message}") from None
+        said = str(error.message).replace("unexpected 'end of print statement'", "it ends too early")
+        raise ExpressionError(f"{text.strip()}: {said}") from None
     except RecursionError:
         raise ExpressionError("it is nested too deeply") from None
     for node in (tree, *tree.find_all(nodes.Node)):

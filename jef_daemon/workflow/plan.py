@@ -128,6 +128,8 @@ def _templates(value: Any, where: Where) -> Iterator[tuple[Where, str, bool]]:
 
 def _flaws(definition: Definition) -> Iterator[Flaw]:
     yield from _name_flaws(definition)
+    if len({stage.name for stage in definition.stages}) < len(definition.stages):
+        return  # of two stages with one name, nobody can say who waits for which
     needs = _needs(definition)
     circle = _circle(needs)
     if circle:

@@ -27,8 +27,8 @@ PREFIX, ELSEWHERE = "acme", "elsewhere"
 """`ELSEWHERE`: a virtual host with the same users and names, where nobody works: there it is tried what is refused."""
 PARTS = sorted(rights(Names()))
 NAMES = Names(PREFIX)
-QUEUES = ("jobs.nap", "unroutable", "dead-letters", "locks", "updates", "control")
-EXCHANGES = ("jobs", "status", "dead", "unroutable", "daemons", "watched")
+QUEUES = ("jobs.nap", "unroutable", "dead-letters", "locks", "updates", "control", "workflows")
+EXCHANGES = ("jobs", "status", "dead", "unroutable", "daemons", "watched", "workflow-status")
 LEDGER = "0123456789ab"
 
 
@@ -145,11 +145,11 @@ STEPS: dict[str, Callable[[Any], object]] = {
 
 MAY: dict[str, set[str]] = {
     "producer": {"declare own", "publish jobs", "declare of producer"},
-    "reader": {"declare own", "hear status", "declare of reader"},
+    "reader": {"declare own", "hear status", "hear workflow-status", "declare of reader"},
     "outside": {"declare own", "publish by queue", "declare of outside"},
     "operator": {
         *("declare own", "declare of operator", "publish jobs", "publish by queue"),
-        *("hear status", "get dead-letters"),
+        *("hear status", "hear workflow-status", "get dead-letters"),
     },
     "daemon": {
         *(f"get {name}" for name in QUEUES if name != "dead-letters"),

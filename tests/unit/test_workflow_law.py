@@ -147,7 +147,7 @@ class Workflows(RuleBasedStateMachine):
         assert found is not None
         _, stage, index, attempt = found
         self.sequence += 1
-        variables = (
+        variables: Any = (
             {"job_variables": {stage: value}, "workflow_variables": {"x": value}} if outcome is C else {}
         )
         event = law.Ended(

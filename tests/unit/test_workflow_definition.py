@@ -1,0 +1,275 @@
+"""Definitions: what is wrong with one is told with its line; expressions see JSON and nothing else; pictures."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from pydantic import BaseModel
+
+from jef_daemon.workflow import drawing
+from jef_daemon.workflow.definition import Definition, json_schema
+from jef_daemon.workflow.expressions import ExpressionError, expression, render, template
+from jef_daemon.workflow.fitting import flaws
+from jef_daemon.workflow.library import Library
+from jef_daemon.workflow.loading import DefinitionError, load
+from tests.support.process import ROOT
+
+PAGE = (ROOT / "docs/workflows.md").read_text(encoding="utf-8")
+EXAMPLE = re.search(r"<!-- example: definition -->\n```yaml\n(.*?)```", PAGE, re.DOTALL)
+NAMES: dict[str, Any] = {
+    "workflow": {"a": 1, "s": "/x/y.mov", "l": [1, 2]},
+    "job": {},
+    "stages": {"p": {"result": "r"}},
+}
+
+SORCE = (
+    "w.yaml:6: stage a.when: no variable 'sorce' is declared; do you mean 'source'?; "
+    "declare it in variables or required"
+)
+
+
+def written(folder: Path, text: str, name: str = "w") -> Path:
+    path = folder / f"{name}.yaml"
+    path.write_text(text)
+    return path
+
+
+def said(path: Path) -> list[str]:
+    with pytest.raises(DefinitionError) as caught:
+        load(path)
+    return [str(problem).removeprefix(f"{path.parent}/") for problem in caught.value.problems]
+
+
+def test_the_example_of_the_page_is_right(tmp_path: Path) -> None:
+    assert EXAMPLE is not None
+    source = load(written(tmp_path, EXAMPLE[1], "ingest"))
+    assert source.plan.needs["thumbnails"] == ("proxy", "sums")
+    assert source.plan.needs["store"] == ("thumbnails",)
+    assert Definition.model_validate_json(source.plan.definition.canonical()) == source.plan.definition
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("stages: [{name: a, action: x}]", "w.yaml:1: name: required"),
+        (
+            "name: v\nstages: [{name: a, action: x}]",
+            "w.yaml:1: name: the file is called 'w', the workflow 'v': name both alike",
+        ),
+        (
+            "name: w\nstages:\n- name: a\n  action: x\n  onFail: fail",
+            "w.yaml:5: stage a.onFail: there is no such key; docs/workflows.md lists them",
+        ),
+        (
+            "name: w\nstages:\n- {name: a, action: x}\n- name: b\n  action: x\n  needs: [c]",
+            "w.yaml:6: stage b.needs.0: there is no stage 'c'; there is a, b",
+        ),
+        (
+            "name: w\nstages:\n- {name: a, action: x, needs: b}\n- {name: b, action: x, needs: a}",
+            "w.yaml:3: stage a.needs: a circle: a needs b needs a; take one of them out",
+        ),
+        (
+            "name: w\nstages:\n- {name: a, action: x}\n- {name: a, action: x}",
+            "w.yaml:4: stage a.name: there is a stage 'a' already; call one otherwise",
+        ),
+        (
+            "name: w\nvariables: {source: 1}\nstages:\n- name: a\n  action: x\n  when:\n    workflow.sorce > 1",
+            SORCE,
+        ),
+        (
+            "name: w\nstages:\n- {name: a, action: x}\n- {name: b, needs: [], action: x, when: stages.a.result == 'y'}",
+            "w.yaml:4: stage b.when: stage 'a' need not have ended by then; name it in needs",
+        ),
+        (
+            "name: w\nstages:\n- name: a\n  action: x\n  onFailure: goto a",
+            "w.yaml:5: stage a.onFailure: 'a' does not come after 'a'; let it need 'a', or one that does",
+        ),
+        (
+            "name: w\nstages:\n- {name: a, action: x, when: '1 +'}",
+            "w.yaml:3: stage a.when: {{ 1 + }}: it ends too early",
+        ),
+        (
+            "name: w\nstages:\n- {name: a, action: x, onTimeout: retry}",
+            "w.yaml:3: stage a: onTimeout: retry needs retry.attempts above 1",
+        ),
+        ("name: w\nstages:\n- {name: a}", "w.yaml:3: stage a: an action or a workflow, one of the two"),
+        (
+            "name: w\nname: w\nstages: []",
+            'w.yaml:2: no YAML: found duplicate key "name" with value "w" (original value: "w")',
+        ),
+        ("name: w\nstages: [", "w.yaml:2: no YAML: expected the node content, but found '<stream end>'"),
+    ],
+)
+def test_each_mistake_is_told_with_its_line(tmp_path: Path, text: str, line: str) -> None:
+    assert said(written(tmp_path, text)) == [line]
+
+
+def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:
+    text = "name: w\nstages:\n- {name: a, action: x, when: foo}\n- {name: b, action: x, needs: z}"
+    assert len(said(written(tmp_path, text))) == 2
+
+
+def test_a_word_that_older_yaml_takes_for_a_boolean_is_a_text(tmp_path: Path) -> None:
+    source = load(written(tmp_path, "name: w\nstages: [{name: a, action: x, configuration: {k: no}}]"))
+    assert source.plan.definition.stages[0].configuration == {"k": "no"}
+
+
+def test_workflows_that_start_one_another_in_a_circle_are_refused(tmp_path: Path) -> None:
+    for one, other in (("w", "v"), ("v", "w")):
+        written(tmp_path, f"name: {one}\nstages: [{{name: a, workflow: {other}}}]", one)
+    with pytest.raises(DefinitionError, match="a circle: w starts v starts w"):
+        Library(tmp_path).with_inner("w")
+
+
+def test_a_file_that_changed_is_read_again(tmp_path: Path) -> None:
+    library = Library(tmp_path)
+    written(tmp_path, "name: w\nstages: [{name: a, action: x}]")
+    first = library.get("w").plan.definition.revision
+    assert library.get("w") is library.get("w")
+    written(tmp_path, "name: w\nstages: [{name: a, action: other}]")
+    assert library.get("w").plan.definition.revision != first
+
+
+@pytest.mark.parametrize("name", ["../w", "w/../w", "", "nobody", "w\n"])
+def test_a_name_that_is_none_opens_no_file(tmp_path: Path, name: str) -> None:
+    written(tmp_path, "name: w\nstages: [{name: a, action: x}]")
+    (tmp_path / "inner").mkdir()
+    with pytest.raises(DefinitionError, match="there is no workflow"):
+        Library(tmp_path / "inner" if ".." in name else tmp_path).get(name)
+
+
+# --- expressions -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("{{ workflow.a }}", 1),
+        (" {{ workflow.a + 1.5 }} ", 2.5),
+        ("{{ workflow.a }}{{ workflow.a }}", "11"),
+        ("n{{ workflow.l }}", "n[1,2]"),
+        ("{{ workflow.l }}", [1, 2]),
+        ("{{ workflow.s | stem }}{{ workflow.s | suffix }}", "y.mov"),
+        ("{{ workflow.nope | default('d') }}", "d"),
+        ("{{ workflow['a'] == 1 and stages.p.result in ['r'] }}", True),
+        ("{{ 'yes' if workflow.zz is defined else 'no' }}", "no"),
+        ("{{ {'k': [workflow.a, none, true]} }}", {"k": [1, None, True]}),
+        ("plain", "plain"),
+    ],
+)
+def test_an_expression_has_the_value_of_its_kind(text: str, value: Any) -> None:
+    assert render({"x": [text]}, NAMES) == {"x": [value]}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "{{ workflow.items() }}",
+            "{% set x = 1 %}",
+            "{% for i in workflow.l %}x{% endfor %}",
+            "{{ 2 ** 9 }}",
+        ),
+        *(
+            "{{ range(3) }}",
+            "{{ workflow | attr('keys') }}",
+            "{{ '%s' | format(1) }}",
+            "{{ lipsum() }}",
+            "{{ x",
+            "{{ }}",
+        ),
+    ],
+)
+def test_what_is_no_expression_is_refused_before_it_runs(text: str) -> None:
+    with pytest.raises(ExpressionError):
+        template(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{{ workflow.nope }}", "workflow.nope: there is no 'nope'; there is: a, l, s"),
+        ("{{ ''.__class__ }}", "''.__class__: a text has no '__class__'"),
+        ("{{ workflow.__class__ }}", "there is no '__class__'"),
+        ("{{ workflow.l.__len__ }}", "a list has no '__len__'"),
+        ("{{ workflow.s * 1000000000 }}", "* is for numbers, not a text and a number"),
+        ("{{ '%9999999999d' % 1 }}", "% is for numbers"),
+        ("{{ workflow.s | replace('', workflow.big) | replace('', workflow.big) }}", "1048576 are allowed"),
+        ("{{ workflow.a / 0 }}", "ZeroDivisionError"),
+        ("{{ workflow.l[7] }}", "there is no number 7 in a list of 2"),
+        ("{{ workflow.a < 'x' }}", "TypeError"),
+    ],
+)
+def test_an_expression_without_a_value_says_why(text: str, words: str) -> None:
+    names = {**NAMES, "workflow": {**NAMES["workflow"], "big": "x" * 60_000}} if "big" in text else NAMES
+    with pytest.raises(ExpressionError) as caught:
+        template(text).value(names)
+    assert words in str(caught.value)
+
+
+def test_what_a_value_holds_is_never_evaluated() -> None:
+    assert render("{{ workflow.x }}!", {"workflow": {"x": "{{ 1 + 1 }}"}}) == "{{ 1 + 1 }}!"
+
+
+def test_an_expression_tells_what_it_reads() -> None:
+    found = expression("stages.p.result ~ workflow['a'] ~ job").reads
+    assert {("stages", "p", "result"), ("workflow", "a"), ("job",)} <= found
+
+
+# --- actions ---------------------------------------------------------------------------------------------
+
+
+class Model(BaseModel):
+    path: str
+    size: int = 1
+
+
+def test_a_configuration_is_held_against_the_actions_model() -> None:
+    """As far as it is certain before a workflow runs."""
+    stages = [
+        {"name": "a", "action": "x", "configuration": {"path": "{{ job.p }}", "size": "{{ job.s }}"}},
+        {"name": "b", "action": "x", "configuration": {"size": "big"}},
+        {"name": "c", "action": "y"},
+        {"name": "d", "action": "z", "elsewhere": True},
+        {"name": "e", "action": "broken"},
+    ]
+    found = flaws(
+        Definition.model_validate({"name": "w", "stages": stages}), {"x": Model}, {"broken": "no module"}
+    )
+    told = {(*flaw.where[1:],): flaw.said for flaw in found}
+    assert set(told) == {
+        *((1, "configuration", "path"), (1, "configuration", "size")),
+        *((2, "action"), (4, "action")),
+    }
+    assert told[(1, "configuration", "path")] == "the action refuses it: Field required"
+    assert "elsewhere: true" in told[(2, "action")]
+
+
+# --- pictures and schema ---------------------------------------------------------------------------------
+
+
+def test_the_pictures_show_every_stage(tmp_path: Path) -> None:
+    assert EXAMPLE is not None
+    plan = load(written(tmp_path, EXAMPLE[1], "ingest")).plan
+    lines = drawing.text(plan).splitlines()
+    assert len(lines) == 1 + len(plan.stages)
+    assert "after proxy, sums  [forEach, 2 at once; when workflow.duration > 1]" in drawing.text(plan)
+    assert "  s_proxy --> s_thumbnails" in drawing.mermaid(plan).splitlines()
+    picture = ElementTree.fromstring(drawing.svg(plan))
+    boxes = picture.findall(".//{http://www.w3.org/2000/svg}rect")
+    places = {(box.get("x"), box.get("y")) for box in boxes}
+    assert len(boxes) == len(places) == len(plan.stages)
+
+
+def test_the_schema_knows_the_example() -> None:
+    """Every key of the page's example is in it, and what a definition must have."""
+    schema = json_schema()
+    assert schema["required"] == ["name", "stages"]
+    assert schema["additionalProperties"] is False
+    assert {"forEach", "onFailure", "needs"} <= set(schema["$defs"]["Stage"]["properties"])
+    assert json.loads(json.dumps(schema)) == schema
