@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-import subprocess
 from collections import Counter
 from collections.abc import Mapping
 
 import pytest
-from private_prometheus import program
 from prometheus_client.parser import text_string_to_metric_families
 
 from jef_daemon import lifecycle
@@ -215,25 +212,6 @@ async def test_foreign_names_share_a_label() -> None:
     assert found["jef_jobs_received_total", ("other", "new")] == 1000
     assert found["jef_messages_refused_total", ("not-json",)] == 1
     assert found["jef_jobs_finished_total", ("other", "COMPLETED")] == 1
-
-
-async def test_prometheus_finds_nothing_to_complain_of() -> None:
-    """Its own promtool reads what is told: names, units, types, help."""
-
-    async def everything() -> Mapping[str, Values]:
-        return {one.name: {one.labels: 1.0} for one in DEFINITIONS if one.kind != "histogram"}
-
-    metrics = Metrics(["render"], everything)
-    for one in DEFINITIONS:
-        if one.kind == "histogram":
-            metrics.observe(one.name, 1.0, *one.labels)
-    body, _ = await metrics.exposition()
-    assert all(f"\n# TYPE {one.name} ".encode() in b"\n" + body for one in DEFINITIONS)
-    command = [program("promtool"), "check", "metrics"]
-    done = await asyncio.to_thread(
-        subprocess.run, command, input=body, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
-    )
-    assert (done.returncode, done.stdout) == (0, b"")
 
 
 @pytest.mark.parametrize("one", DEFINITIONS, ids=lambda one: one.name)
