@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import select
 import shlex
 import subprocess
 import sys
@@ -225,8 +226,8 @@ def test_a_producer_can_be_held_to_some_actions(site: Site) -> None:
 class Reader:
     """Whoever listens, as the user `reader`: a queue of its own on all statuses."""
 
-    def __init__(self, site: Site) -> None:
-        self._connection = site.connect("reader")
+    def __init__(self, site: Site, vhost: str = "%2f") -> None:
+        self._connection = site.connect("reader", vhost)
         self._channel = self._connection.channel()
         self._queue = f"{PREFIX}-reader.{time.monotonic_ns()}"
         self._channel.queue_declare(self._queue, exclusive=True)
@@ -270,7 +271,7 @@ def daemon(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dae
 
 def submit(site: Site, name: str, action: str, configuration: Any = None, **more: Any) -> None:
     """As the user `producer`, confirmed."""
-    connection = site.connect("producer")
+    connection = site.connect("producer", more.pop("vhost", "%2f"))
     channel = connection.channel()
     channel.confirm_delivery()
     properties = pika.BasicProperties(delivery_mode=2, reply_to=more.pop("reply_to", None))
@@ -347,19 +348,40 @@ def test_who_works_outside_updates(site: Site, daemon: DaemonProcess, reader: Re
     assert reader.until("outside", "COMPLETED")["result"] == "rendered"
 
 
-def test_a_watcher_watches_as_its_own_user(site: Site, reader: Reader, tmp_path: Path) -> None:
+def test_a_watcher_watches_as_its_own_user(site: Site, tmp_path: Path) -> None:
     """What a dead daemon left behind: the watcher goes on with its ledger, and can do what it must."""
-    daemon = DaemonProcess(site.url("daemon"), PREFIX, tmp_path)
+    # Where no other daemon takes the job, or flags it.
+    reader = Reader(site, ELSEWHERE)
+    daemon = DaemonProcess(site.url("daemon", ELSEWHERE), PREFIX, tmp_path)
+    daemon.arguments = ("--role", "worker")
     daemon.start()
-    submit(site, "forgotten", "farm", timeouts={"update": 5})
+    submit(site, "forgotten", "farm", timeouts={"update": 2}, vhost=ELSEWHERE)
     reader.until("forgotten", "RUNNING", "externalId")
     daemon.kill()
-    daemon.url = site.url("watcher")
+    daemon.url = site.url("watcher", ELSEWHERE)
     daemon.configure()
     daemon.arguments = ("--role", "watcher")
     daemon.start()
     assert "no update for" in reader.until("forgotten", "TIMED_OUT")["message"]
     assert daemon.stop() == 0
+    reader.close()
+
+
+def test_a_reader_watches_by_the_command_line(site: Site, daemon: DaemonProcess) -> None:
+    """`jef watch`, with no other right than to hear."""
+    words = ["--amqp-url", site.url("reader"), "--prefix", PREFIX, "watch", "--json", "--for", "60"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "jef_daemon", *words], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    ) as watching:
+        assert watching.stdout is not None
+        told = ""
+        for number in range(100):  # until it listens, nothing is kept for it
+            submit(site, f"watched-{number}", "quick")
+            if select.select([watching.stdout], [], [], 0.3)[0]:
+                told = watching.stdout.readline()
+                break
+        watching.kill()
+    assert json.loads(told)["executionId"].startswith("watched-")
 
 
 def test_what_was_not_started_is_handed_back(site: Site, daemon: DaemonProcess, reader: Reader) -> None:
