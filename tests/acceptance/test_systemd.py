@@ -87,6 +87,8 @@ def machine(package: Path, amqp_url_of_module: str, shared_prefix: str) -> Itera
     with boot(package) as booted:
         booted.write("/etc/jef-daemon/jef.toml", CONFIGURATION.format(prefix=shared_prefix))
         booted.write("/etc/jef-daemon/amqp-url", amqp_url_of_module)
+        booted.write("/home/ada/film", "private")
+        booted.run("install", "-d", "-m", "1777", "/opt/open")  # what nothing but the unit forbids
         booted.run("dpkg", "--force-confold", "-i", "/srv/jef.deb")
         yield booted
 
@@ -257,6 +259,35 @@ def test_a_purge_leaves_nothing(package: Path) -> None:
         assert machine.run("systemctl", "list-units", "--all", "--no-legend", "jef-daemon*").stdout == ""
         # The account stays, so that its number comes to nobody else; nobody can log in with it.
         assert "/usr/sbin/nologin" in machine.run("getent", "passwd", "jef-daemon").stdout
+
+
+async def test_what_jef_systemd_install_writes_works(package: Path, amqp_url_of_module: str) -> None:
+    """From a virtual environment in /opt, as pip makes one: the printed commands are typed, a job runs."""
+    prefix = f"t{secrets.token_hex(4)}"
+    with boot(package) as machine:
+        unpack = (
+            "dpkg-deb -x /srv/jef.deb /new && mv /new/usr/lib/jef-daemon /opt && rm /opt/jef-daemon/bin/jef"
+        )
+        machine.run("sh", "-c", unpack)  # but for its script, which the package has made for another folder
+        said = machine.run("/opt/jef-daemon/bin/python3", "-m", "jef_daemon", "systemd", "install").stdout
+        for command in said.partition("next:\n")[2].splitlines():
+            if "editor" in command:
+                machine.write(command.split()[1], amqp_url_of_module)
+                machine.write(
+                    f"/etc/systemd/system/{UNIT}.d/name.conf", f"[Service]\nEnvironment=JEF_PREFIX={prefix}\n"
+                )
+            else:
+                await asyncio.to_thread(machine.run, "sh", "-c", command)
+        assert machine.show(UNIT, "ActiveState") == "active"
+        assert (
+            "ExecStart=/opt/jef-daemon/bin/python3 -m jef_daemon run"
+            in machine.run("systemctl", "cat", UNIT).stdout
+        )
+        machine.write("/var/lib/jef-daemon/files/a", "abc")
+        async with Client(amqp_url_of_module, prefix) as told:
+            await told.submit("checksum", "1", {"path": "a"})
+            assert (await told.end_of("1"))["status"] == "COMPLETED"
+    await delete_all(amqp_url_of_module, prefix)
 
 
 def test_lintian_finds_nothing_that_is_not_explained(lintian: tuple[subprocess.Popen[bytes], Path]) -> None:

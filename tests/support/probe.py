@@ -68,6 +68,7 @@ ALLOWED: dict[str, Callable[[], object]] = {
 }
 REFUSED: dict[str, Callable[[], object]] = {
     "a file in /usr": write("/usr/lib"),
+    "a file where everybody may write": write("/opt/open"),
     "a file in /etc": write("/etc/jef-daemon"),
     "the broker's password": lambda: Path("/etc/jef-daemon/amqp-url").read_text(),
     "people's files": look("/home"),
