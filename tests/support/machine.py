@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _BOOT_WITHIN_S = 60
-# Into control groups of its own, bound to the life of whoever started it.
+# Into control groups of its own; told to halt the machine when whoever started it is gone.
 _START = """
 for group in "$@"; do
     [ "$group" = -- ] && break
@@ -31,7 +31,7 @@ for group in "$@"; do
     shift
 done
 shift
-exec setpriv --pdeathsig KILL -- "$@"
+exec setpriv --pdeathsig TERM -- "$@"
 """
 
 
