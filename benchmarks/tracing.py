@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What tracing costs the event loop, per job of six spans: off, not recorded, recorded. No broker, no disk.
+"""What tracing costs the event loop, per job of five spans: off, not recorded, recorded. No broker, no disk.
 
 benchmarks/tracing.py [jobs]
 """

@@ -8,6 +8,7 @@ bus ── deliveries ──> intake ──> ledger <── worker ──> execu
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import signal
 import time
@@ -71,6 +72,7 @@ class Daemon:
         self._stop_asked = asyncio.Event()
         self._haste_asked = asyncio.Event()
         self._reload_asked = asyncio.Event()
+        self._has_terminal = is_terminal()
         self.ready = asyncio.Event()
         """Set once requests are consumed."""
 
@@ -84,6 +86,14 @@ class Daemon:
         """Ask it to read its configuration again and to go on with that."""
         self._reload_asked.set()
 
+    def _hung_up(self) -> None:
+        """SIGHUP: reload; where the terminal we were started from is closed, stop."""
+        if self._has_terminal and not is_terminal():
+            leave_terminal()
+            self.stop()
+        else:
+            self.reload()
+
     async def run(self) -> None:
         """Work until asked to stop."""
         make_folders(self._settings)
@@ -91,7 +101,7 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for number in _SIGNALS:
             loop.add_signal_handler(number, self.stop)
-        loop.add_signal_handler(signal.SIGHUP, self.reload)
+        loop.add_signal_handler(signal.SIGHUP, self._hung_up)
         ledger = open_ledger(self._settings)
         guardian = Guardian(self._settings.ledger)
         async with ledger:
@@ -291,6 +301,19 @@ def start_tracing(settings: Settings, ledger: SqlLedger) -> Tracing | None:
     tracing.export.install()
     ledger.on_commit(tracing.spans.committed)
     return tracing
+
+
+def is_terminal() -> bool:
+    """Whether somebody sits at a terminal that is still open."""
+    # Asked of the kernel: one that was hung up says no.
+    return os.isatty(2)
+
+
+def leave_terminal() -> None:
+    """Log to nowhere: on a terminal that was hung up each line would be an error."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
 
 
 def make_folders(settings: Settings) -> None:

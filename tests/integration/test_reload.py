@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.support.amqp import Client
-from tests.support.process import DaemonProcess
+from tests.support.process import ROOT, DaemonProcess
 
 EDITED = """
 from jef_daemon import ActionExecutor, ActionExecutorResponse
@@ -353,3 +356,31 @@ async def test_reloads_under_load_lose_nothing(daemon: DaemonProcess, client: Cl
     for number in range(total):
         assert (await client.end_of(f"{number}", 60))["status"] == "COMPLETED"
     assert sorted(int(name) for name, _ in daemon.starts()) == list(range(total))
+
+
+def test_a_closed_terminal_stops_the_daemon(daemon: DaemonProcess) -> None:
+    """It says SIGHUP too, and means another thing: in good order, not by a reload."""
+    ours, its = os.openpty()
+    take_it = (
+        "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+        "os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", take_it, sys.executable, "-m", "jef_daemon", "run"],
+        stdin=its,
+        stdout=its,
+        stderr=its,
+        start_new_session=True,
+        cwd=ROOT,
+        env={**os.environ, "JEF_CONFIG": str(daemon.configuration)},
+    )
+    try:
+        os.close(its)
+        said = b""
+        while b'"ready"' not in said:
+            said += os.read(ours, 65536)
+        os.close(ours)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
