@@ -218,7 +218,8 @@ def _lines(axes: Axes, panel: Mapping[str, Any], source: _Source) -> None:
     colors = _colors(panel, found)
     _frame(axes, source.times, defaults.get("unit", "none"))
     is_stacked = custom.get("stacking", {}).get("mode") == "normal"
-    at = sorted({moment for one in found for moment in one.at})
+    count = int((source.times.end - source.times.start) / source.times.step_s) + 1
+    at = [source.times.start + place * source.times.step_s for place in range(count)]
     below = dict.fromkeys(at, 0.0)
     for one, color in zip(found, colors, strict=True):
         values = dict(zip(one.at, one.values, strict=True))

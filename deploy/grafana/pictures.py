@@ -69,8 +69,8 @@ async def main() -> None:
 
 def draw_all(prometheus: PrivatePrometheus, daemon: str, minutes: float) -> None:
     """Every picture."""
-    end = time.time() - 2
-    times = Times(end - minutes * 60 + 15, end, 5.0)
+    end = float(int(time.time()) - 2)  # whole seconds, as Prometheus rounds: its points are to be found again
+    times = Times(end - int(minutes * 60) + 15, end, 5.0)
     chosen = {"daemon": daemon, "action": _ACTION, "__rate_interval": "20s"}
     for name, (board, headings) in PICTURES.items():
         file = IMAGES / f"{name}.png"
