@@ -1,0 +1,98 @@
+"""Workflows under violence: coordinator and worker, two daemons, killed with -9 while they carry 300 of them out.
+
+Each workflow comes to its end, each stage is done once, nothing is forgotten, nothing is started twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.amqp import Client
+from tests.support.process import DaemonProcess
+
+pytestmark = pytest.mark.timeout(300)
+SEED = int(os.environ.get("JEF_TEST_SEED", "0")) or random.randrange(1, 10**6)
+WORKFLOWS, KILLS = 300, 6
+DEFINITION = """
+name: chain
+variables: {seen: 0}
+stages:
+  - {name: first, action: staged, retry: {attempts: 99}, configuration: {workflow: {seen: 1}, job: {k: 1}}}
+  - name: each
+    action: staged
+    retry: {attempts: 99}
+    forEach: [a, b]
+    configuration: {result: "{{ item }}", seconds: 0.02}
+  - name: last
+    action: staged
+    retry: {attempts: 99}
+    configuration: {result: "{{ stages.each.result | join }}{{ workflow.seen }}"}
+  - {name: clean, action: staged, retry: {attempts: 99}, always: true}
+"""
+JOBS = ("first", "each.0", "each.1", "last", "clean")
+
+
+@pytest.fixture
+def coordinator(amqp_url: str, prefix: str, tmp_path: Path) -> Iterator[DaemonProcess]:
+    """A daemon that only carries workflows out, with a ledger of its own."""
+    process = DaemonProcess(amqp_url, prefix, tmp_path / "coordinator")
+    process.arguments = ("--role", "workflows")
+    folder = process.folder / "data" / "workflows"
+    folder.mkdir(parents=True)
+    (folder / "chain.yaml").write_text(DEFINITION)
+    yield process
+    process.kill()
+
+
+async def test_kills_of_coordinator_and_worker(
+    coordinator: DaemonProcess, daemon: DaemonProcess, client: Client
+) -> None:
+    random.seed(SEED)
+    daemon.arguments = ("--role", "worker", "--role", "locks", "--role", "watcher")
+    for process in (coordinator, daemon):
+        await asyncio.to_thread(process.start)
+    starting = asyncio.create_task(_start_all(client))
+    for number in range(KILLS):
+        await asyncio.sleep(random.uniform(0.2, 1.0))
+        victim = (coordinator, daemon)[number % 2]
+        victim.kill()
+        await asyncio.to_thread(victim.start, ready=random.random() < 0.5)
+    for name in await starting:
+        assert (await client.end_of_workflow(name, 120))["status"] == "COMPLETED", f"seed {SEED}"
+    _check(daemon, client)
+
+
+async def _start_all(client: Client) -> list[str]:
+    names = [f"w-{number}" for number in range(WORKFLOWS)]
+    for name in names:
+        await client.start_workflow("chain", name)
+        await asyncio.sleep(0.01)
+    for name in random.sample(names, 30):  # a producer that is not sure asks again
+        await client.start_workflow("chain", name)
+    return names
+
+
+def _check(daemon: DaemonProcess, client: Client) -> None:
+    starts = Counter(name for name, _ in daemon.starts())
+    assert not [name for name, count in starts.items() if count > 1], f"seed {SEED}: started twice"
+    completed = Counter(
+        str(told["executionId"]).rpartition(":")[0]
+        for told in {(each["executionId"], each["sequence"]): each for each in client.told}.values()
+        if told["status"] == "COMPLETED"
+    )
+    wanted = {f"w-{number}:{job}" for number in range(WORKFLOWS) for job in JOBS}
+    assert completed == Counter(dict.fromkeys(wanted, 1)), f"seed {SEED}: each stage is done once"
+    results = {told["executionId"]: told["result"] for told in client.told if told["status"] == "COMPLETED"}
+    assert {result for name, result in results.items() if ":last:" in name} == {"ab1"}
+    order = {name.rpartition(":")[0]: place for place, (name, _) in enumerate(daemon.starts())}
+    for number in range(WORKFLOWS):
+        first, *both, last, clean = (order[f"w-{number}:{job}"] for job in JOBS)
+        assert first < min(both), f"seed {SEED}"
+        assert max(both) < last < clean, f"seed {SEED}"
