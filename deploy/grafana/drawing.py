@@ -34,7 +34,7 @@ PALETTE = (
     "#6ED0E0",
 )
 _WIDTH_IN, _ROW_IN, _DPI = 13.0, 0.30, 100
-_COLORS = 200
+_COLORS = 256
 """Of a picture's palette: a dashboard has few, and the file is small."""
 
 
@@ -128,7 +128,7 @@ def _save(figure: Figure, file: Path) -> None:
     figure.savefig(drawn, format="png", facecolor=PAGE)
     image = Image.open(drawn).convert("RGB")
     file.parent.mkdir(exist_ok=True)
-    image.quantize(_COLORS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(
+    image.quantize(_COLORS, method=Image.Quantize.MEDIANCUT, kmeans=2, dither=Image.Dither.NONE).save(
         file, optimize=True
     )
 
@@ -232,8 +232,9 @@ def _lines(axes: Axes, panel: Mapping[str, Any], source: _Source) -> None:
             axes.fill_between(at, base, tops, color=color, alpha=0.4, linewidth=0)
             axes.plot(at, _without_nothing(tops, heights), color=color, linewidth=1.1)
         else:
-            axes.fill_between(one.at, one.values, color=color, alpha=0.07, linewidth=0)
-            axes.plot(one.at, one.values, color=color, linewidth=1.2)
+            line = [values.get(moment, math.nan) for moment in at]
+            axes.fill_between(at, line, color=color, alpha=0.07, linewidth=0)
+            axes.plot(at, line, color=color, linewidth=1.2)
         if is_stacked:
             below = dict(zip(at, tops, strict=True))
     axes.set_ylim(bottom=0)
