@@ -1,0 +1,192 @@
+"""What the coordinator costs: stages per second against the same jobs submitted singly, and the way to the next stage.
+
+One daemon in all roles. Single jobs: all published at once. Workflows: the same number of jobs as stages, in a row, of
+workflows that all begin at once. The latency is of one workflow alone: from the COMPLETED of a stage, as a listener
+hears it, to the RUNNING of the next.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import aio_pika
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "deploy" / "local"))
+STAGES = 5
+_PATIENCE_S = 300
+
+
+class Listener:
+    """Counts jobs that are done and workflows that are over, and when."""
+
+    def __init__(self) -> None:
+        self.jobs = self.workflows = 0
+        self.told: list[dict[str, Any]] = []
+        self.keeps = False
+        self._changed = asyncio.Event()
+
+    async def take(self, message: aio_pika.abc.AbstractIncomingMessage) -> None:
+        """Take a notification."""
+        self.jobs += (message.routing_key or "").startswith("nothing.completed")
+        self.workflows += (message.routing_key or "") == "row.completed"
+        if self.keeps:
+            self.told.append(json.loads(message.body))
+        self._changed.set()
+
+    async def until(self, what: str, count: int) -> None:
+        """Wait until so many are over."""
+        async with asyncio.timeout(_PATIENCE_S):
+            while getattr(self, what) < count:
+                self._changed.clear()
+                await self._changed.wait()
+
+
+async def measure(url: str, folder: Path, options: argparse.Namespace) -> None:
+    """Start a daemon, measure both in turns, print the table."""
+    prefix = f"bench{os.getpid()}"
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "jef_daemon", "run", "--config", str(_configure(url, prefix, folder))),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        reading = await _until_ready(child)
+        connection = await aio_pika.connect(url)
+        channel = await connection.channel()
+        listener = Listener()
+        for exchange in ("status", "workflow-status"):
+            await channel.declare_exchange(f"{prefix}.{exchange}", "topic", durable=True)
+        heard = await channel.declare_queue(exclusive=True)
+        for key in ("nothing.completed", "nothing.running"):
+            await heard.bind(f"{prefix}.status", key)
+        await heard.bind(f"{prefix}.workflow-status", "row.completed")
+        await heard.consume(listener.take, no_ack=True)
+        rates: dict[str, list[float]] = {"single": [], "stages": []}
+        await _workflows(channel, prefix, listener, "warm", 20)
+        for turn in range(options.rounds):
+            rates["single"].append(
+                await _single(channel, prefix, listener, f"s{turn}", options.workflows * STAGES)
+            )
+            rates["stages"].append(await _workflows(channel, prefix, listener, f"w{turn}", options.workflows))
+        steps = await _steps(channel, prefix, listener, options.steps)
+        await connection.close()
+    finally:
+        child.terminate()
+        await child.wait()
+    await reading
+    single, stages = (statistics.median(rates[kind]) for kind in ("single", "stages"))
+    print(f"{options.workflows} workflows of {STAGES} stages, {options.rounds} turns each, medians")
+    print(f"single jobs      {single:8.0f} jobs/s    {[round(rate) for rate in rates['single']]}")
+    print(f"stages in a row  {stages:8.0f} stages/s  {[round(rate) for rate in rates['stages']]}")
+    print(f"ratio            {stages / single:8.2f}")
+    p50, p99 = steps[len(steps) // 2], steps[int(len(steps) * 0.99)]
+    print(f"COMPLETED to the next RUNNING, idle, {len(steps)} steps: p50 {p50:.1f} ms, p99 {p99:.1f} ms")
+
+
+def _configure(url: str, prefix: str, folder: Path) -> Path:
+    definitions = folder / "data" / "workflows"
+    definitions.mkdir(parents=True)
+    stages = "".join(f"  - {{name: s{number}, action: nothing}}\n" for number in range(STAGES))
+    (definitions / "row.yaml").write_text(f"name: row\nstages:\n{stages}")
+    configuration = folder / "jef.toml"
+    configuration.write_text(
+        f'amqp_url = "{url}"\nprefix = "{prefix}"\ndata_dir = "{folder / "data"}"\npython_path = ["{HERE}"]\n'
+        '[slots]\ntotal = 200\n[logging]\nformat = "json"\n[actions.nothing]\nexecutor = "bench_actions:Nothing"\n'
+    )
+    return configuration
+
+
+async def _publish(channel: Any, exchange: Any, key: str, bodies: list[dict[str, Any]]) -> None:
+    for start in range(0, len(bodies), 500):
+        some = bodies[start : start + 500]
+        messages = [aio_pika.Message(json.dumps(body).encode(), delivery_mode=2) for body in some]
+        await asyncio.gather(*(exchange.publish(message, key) for message in messages))
+
+
+async def _single(channel: Any, prefix: str, listener: Listener, name: str, jobs: int) -> float:
+    exchange = await channel.get_exchange(f"{prefix}.jobs")
+    begin, wanted = time.perf_counter(), listener.jobs + jobs
+    await _publish(
+        channel, exchange, "nothing", [{"executionId": f"{name}-{number}"} for number in range(jobs)]
+    )
+    await listener.until("jobs", wanted)
+    return jobs / (time.perf_counter() - begin)
+
+
+async def _workflows(channel: Any, prefix: str, listener: Listener, name: str, count: int) -> float:
+    begin, wanted = time.perf_counter(), listener.workflows + count
+    asked = [{"workflowId": f"{name}-{number}", "workflow": "row"} for number in range(count)]
+    await _publish(channel, channel.default_exchange, f"{prefix}.workflows", asked)
+    await listener.until("workflows", wanted)
+    return count * STAGES / (time.perf_counter() - begin)
+
+
+async def _until_ready(child: asyncio.subprocess.Process) -> asyncio.Task[bytes]:
+    """Wait until the daemon consumes; then read on what it says, so that it is not held up."""
+    if child.stdout is None:
+        raise AssertionError("it is a pipe")
+    async with asyncio.timeout(60):
+        while b'"ready"' not in await child.stdout.readline():
+            if child.stdout.at_eof():
+                raise SystemExit("the daemon ended before it was ready")
+    return asyncio.create_task(child.stdout.read())
+
+
+async def _steps(channel: Any, prefix: str, listener: Listener, count: int) -> list[float]:
+    """Milliseconds between a stage's COMPLETED and the next one's RUNNING, as the daemon's clock has them."""
+    taken: list[float] = []
+    listener.keeps = True
+    for number in range(-(-count // (STAGES - 1))):
+        listener.told.clear()
+        await _workflows(channel, prefix, listener, f"l-{number}", 1)
+        at = {
+            (told["executionId"].split(":")[1], told["status"]): datetime.fromisoformat(
+                told["timestamp"]
+            ).timestamp()
+            for told in listener.told
+            if "executionId" in told
+        }
+        steps = range(STAGES - 1)
+        taken += [1000 * (at[f"s{step + 1}", "RUNNING"] - at[f"s{step}", "COMPLETED"]) for step in steps]
+    return sorted(taken)
+
+
+def main() -> None:
+    """Read the options, find a broker, measure."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--workflows", type=int, default=1000, help="at once (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each side (default %(default)s)")
+    parser.add_argument("--steps", type=int, default=200, help="steps whose latency is taken")
+    options = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="jef-bench-"))
+    try:
+        if url := os.environ.get("JEF_AMQP_URL"):
+            asyncio.run(measure(url, folder, options))
+            return
+        from broker import PrivateBroker
+
+        broker = PrivateBroker(folder / "broker")
+        try:
+            asyncio.run(measure(broker.start(), folder, options))
+        finally:
+            broker.stop()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
