@@ -89,6 +89,20 @@ roots = [{root}]
 roots = [{files}, LIBRARY]
 """
 
+_TOUR = "tour"
+_WORKFLOW = """\
+name: tour
+variables: {guest: nobody}
+stages:
+  - name: guests
+    action: greet
+    forEach: [Ann, Bob]
+    configuration: {name: "{{ item }}"}
+  - name: both
+    action: greet
+    configuration: {name: "{{ workflow.guest }}, after {{ stages.guests.result | join(' and ') }}"}
+  - {name: goodbye, action: greet-slowly, always: true, configuration: {name: goodbye}}
+"""
 
 _REGRET = "changed my mind"
 
@@ -107,6 +121,8 @@ class Job:
     """What it shows."""
     lock: str = ""
     """A resource that it wants for itself."""
+    is_stage: bool = False
+    """A workflow asks for it."""
     told: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -197,6 +213,21 @@ def jobs() -> list[Job]:
             "not allowed",
         ),
         Job("stranger", "transmogrify", {}, "FAILED", "transmogrify", "an action that nobody has"),
+        *_stages(),
+    ]
+
+
+def _stages() -> list[Job]:
+    """Of the workflow."""
+    told = (
+        ("guests.0", "greet", "Hello Ann", "a workflow: a list side by side"),
+        ("guests.1", "greet", "Hello Bob", "and its other item"),
+        ("both", "greet", "Hello you, after Hello Ann and Hello Bob", "a stage with their results"),
+        ("goodbye", "greet-slowly", "goodbye", "a stage that always comes last"),
+    )
+    return [
+        Job(f"{_TOUR}:{stage}:1", action, {}, says=says, why=why, is_stage=True)
+        for stage, action, says, why in told
     ]
 
 
@@ -227,14 +258,24 @@ class Demo:
             for routing_key, body in self._requests():
                 message = aio_pika.Message(body, delivery_mode=aio_pika.DeliveryMode.PERSISTENT)
                 await exchange.publish(message, routing_key)
+            await self._start_workflow()
             await self._watch()
             letters = await channel.get_queue(self._names.dead_letters)
             while letter := await letters.get(fail=False, no_ack=True):
                 self.dead.append(str(letter.headers.get("x-jef-reason")))
         return list(self._problems())
 
+    async def _start_workflow(self) -> None:
+        request = {"workflowId": _TOUR, "workflow": _TOUR, "variables": {"guest": "you"}}
+        message = aio_pika.Message(
+            json.dumps(request).encode(), delivery_mode=aio_pika.DeliveryMode.PERSISTENT
+        )
+        await self._channel.default_exchange.publish(message, self._names.workflows)
+
     def _requests(self) -> Iterator[tuple[str, bytes]]:
         for job in self._jobs.values():
+            if job.is_stage:
+                continue
             locks = [{"resource": job.lock, "mode": "EXCLUSIVE"}] if job.lock else []
             request = {"executionId": job.execution_id, "configuration": job.configuration, "locks": locks}
             body = json.dumps(request).encode()
@@ -299,6 +340,11 @@ class Demo:
                 yield f"{job.execution_id} {problem}"
         if sorted(self.dead) != ["not-json", "unroutable"]:
             yield f"the dead letters are {self.dead}, not one that is no JSON and one that nobody serves"
+        ends_of_list = max(
+            self._jobs[f"{_TOUR}:guests.{number}:1"].told[-1]["timestamp"] for number in (0, 1)
+        )
+        if self._jobs[f"{_TOUR}:both:1"].told[0]["timestamp"] < ends_of_list:
+            yield "a stage began before what it needs had ended"
         starts = [told for told in self._jobs["twice"].told if told["status"] == "RUNNING"]
         if len({told["attempt"] for told in starts}) != 1:
             yield "the job that was sent twice ran twice"
@@ -346,6 +392,7 @@ What to try next
   make run                         leave a daemon running, to play with
   less examples/word_count.py      an executor: copy it, change it, name it in .jef/jef.toml
   less .jef/demo/daemon.log        what the daemon logged just now
+  .venv/bin/jef workflows draw tour --folder .jef/demo/data/workflows
   make test                        see that all of it holds
 """
 
@@ -353,6 +400,9 @@ What to try next
 async def show(playground: Playground, names: Names, console: Console, picture: Path | None) -> int:
     """Run it all; returns the exit code."""
     console.print("[bold]==>[/] starting a private RabbitMQ and a daemon …")
+    definitions = FOLDER / "data" / "workflows"
+    definitions.mkdir(parents=True)
+    (definitions / f"{_TOUR}.yaml").write_text(_WORKFLOW)
     began = time.monotonic()
     pid, url = playground.start()
     console.print(
@@ -372,9 +422,11 @@ async def clean_up(url: str, names: Names, actions: set[str]) -> None:
     connection = await aio_pika.connect(url)
     async with connection:
         channel = await connection.channel()
-        for queue in (names.dead_letters, names.unroutable, *(names.job_queue(action) for action in actions)):
+        own = (names.dead_letters, names.unroutable, names.workflows, names.coordinator)
+        for queue in (*own, *(names.job_queue(action) for action in actions)):
             await channel.queue_delete(queue)
-        for exchange in (names.jobs, names.status, names.dead, names.unroutable):
+        exchanges = (names.jobs, names.status, names.dead, names.unroutable, names.workflow_status)
+        for exchange in (*exchanges, names.workflow_keeper):
             await channel.exchange_delete(exchange)
 
 

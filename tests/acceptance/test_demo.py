@@ -56,6 +56,7 @@ def test_the_demo_shows_what_it_says_and_leaves_nothing_running(undisturbed: Non
         "twice greet COMPLETED",
         "differ compare FAILED",
         "not-json, unroutable",
+        "tour:both:1 greet COMPLETED 100% Hello you, after Hello Ann and Hello Bob",
     ):
         assert words in done.stdout
     assert re.search(r"checksum RUNNING [1-9]\d%", done.stdout), done.stdout
