@@ -40,8 +40,8 @@ from jef_daemon.names import Names
 
 FOLDER = ROOT / ".jef" / "demo"
 FILES = FOLDER / "data" / "files"
-LIBRARY = Path(sysconfig.get_paths()["purelib"])
-"""The installed packages: thousands of real files, a hundred megabytes and more."""
+LIBRARY = Path(sysconfig.get_paths()["purelib"]) / "sqlalchemy"
+"""An installed package: hundreds of real files, tens of megabytes."""
 _WITHIN_S = 50.0
 _ENDS = {"COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"}
 
@@ -58,7 +58,7 @@ format = "json"
 total = 6
 
 [jobs]
-progress_interval_s = 0.2
+progress_interval_s = 0.1
 
 [actions.word-count]
 executor = "word_count:WordCount"
@@ -360,9 +360,7 @@ class Demo:
             yield "two jobs with one lock ran at the same time"
         if not any(0 < told["progress"] < 100 for told in self._jobs["checksum-library"].told):
             yield "the large checksum told no progress"
-        copied = filecmp.cmpfiles(
-            LIBRARY, FILES / "library", ["typing_extensions.py", "rich/table.py"], shallow=False
-        )
+        copied = filecmp.cmpfiles(LIBRARY, FILES / "library", ["types.py", "orm/session.py"], shallow=False)
         if copied[1] or copied[2]:
             yield f"the copy differs: {copied[1] + copied[2]}"
 

@@ -461,7 +461,10 @@ async def test_clocks_of_an_older_ledger_run_after_the_upgrade(url: str, clock: 
     engine = create_engine(url)
     with engine.begin() as connection:
         connection.execute(text("DROP INDEX executions_by_due_time"))
-        added = ("executions", "due_at"), ("calls", "attempt"), ("calls", "external_id"), ("outbox", "at")
+        for table in ("workflows", "workflow_definitions", "workflow_history"):
+            connection.execute(text(f"DROP TABLE {table}"))
+        added = [("executions", "due_at"), ("executions", "stage"), ("calls", "attempt")]
+        added += [("calls", "external_id"), ("outbox", "at")]
         for table, column in added:
             connection.execute(text(f"ALTER TABLE {table} DROP COLUMN {column}"))
         connection.execute(text("UPDATE alembic_version SET version_num = '0003'"))
