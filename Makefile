@@ -25,7 +25,7 @@ stop: ## Stop what `make run` left running
 	@[ ! -x $(PYTHON) ] || $(PYTHON) deploy/local/playground.py stop
 
 test: setup-tests ## Set up and pass all tests
-	@$(PYTHON) -m pytest -n 4 --dist loadfile --no-loadscope-reorder --durations=25 --cov --cov-report=term
+	@$(PYTHON) -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=25 --cov --cov-report=term
 
 check: setup-tests ## Format, lint, types, import rules
 	@$(PYTHON) -m ruff format --check . && $(PYTHON) -m ruff check . && $(PYTHON) -m mypy && .venv/bin/lint-imports

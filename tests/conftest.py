@@ -27,7 +27,7 @@ settings.register_profile("dev", deadline=None, max_examples=50)
 # CI looks at the same examples each time: what it finds there was changed by the commit it checks. New ones are
 # looked for in development.
 settings.register_profile(
-    "ci", deadline=None, max_examples=200, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+    "ci", deadline=None, max_examples=100, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
 

@@ -61,7 +61,7 @@ def show(which: Annotated[str, typer.Argument(help="A number from `list`, or an 
 
 @letters.command()
 def replay(which: Which = None, everything: All = False, reason: Reason = None) -> None:
-    """Send them to the jobs exchange again, as they came.
+    """Send them again, as they came, to where they were sent.
 
     Examples:
       jef dead-letters replay 1 3

@@ -94,7 +94,9 @@ async def _publish(
         correlation_id=correlation_id,
     )
     try:
-        exchange = await channel.get_exchange(names.jobs)
+        # What was sent to a queue goes to that queue again, anything else is a request for a job.
+        is_queue = action in {names.updates, names.control, names.locks, names.workflows}
+        exchange = channel.default_exchange if is_queue else await channel.get_exchange(names.jobs)
         await exchange.publish(message, action, mandatory=True, timeout=_TIMEOUT_S)
     except exceptions.ChannelNotFoundEntity:
         raise BrokerError(
@@ -339,7 +341,7 @@ async def dead_letters(url: str, names: Names, most: int = _MOST) -> list[DeadLe
 
 
 async def take_dead_letters(url: str, names: Names, letters: Sequence[DeadLetter], *, replay: bool) -> int:
-    """Publish dead letters to the jobs exchange again, or only drop them.
+    """Publish dead letters again, to where they were sent, or only drop them.
 
     They are known by what they hold, never by their place: whoever else looks at the queue meanwhile holds
     some of them, and the places of the others shift.

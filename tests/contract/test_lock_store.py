@@ -74,7 +74,7 @@ class StoredMachine(LockMachine):
             self.connection.close()
 
 
-StoredMachine.TestCase.settings = depth(25, 300)
+StoredMachine.TestCase.settings = depth(25, 150)
 
 
 @pytest.fixture(scope="module")

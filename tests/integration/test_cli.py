@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+import aio_pika
 import pytest
 from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
 
@@ -425,11 +426,12 @@ async def test_a_broker_that_cannot_be_used_is_exit_code_4(daemon: DaemonProcess
 async def test_dead_letters_are_looked_at_replayed_and_dropped(
     running: DaemonProcess, client: Client
 ) -> None:
-    """Looking leaves all where it is; replaying sends the same bytes again; dropping takes only what was named."""
+    """Looking leaves all where it is; replaying sends the same bytes to where they were; dropping takes the named."""
     await client.publish("quick", b"this is no JSON")
     await client.publish("held", b'{"executionId": "early", "configuration": {"text": "hello"}}')
     await client.publish("quick", b'{"executionId": "bad", "priority": "high"}')
-    await client.publish("quick", b"\xff\xfe")
+    command = aio_pika.Message(b"\xff\xfe")
+    await client.channel.default_exchange.publish(command, f"{client.prefix}.control")
 
     async def found(count: int) -> list[dict[str, Any]]:
         async with asyncio.timeout(30):

@@ -14,5 +14,5 @@ class MemoryMachine(LockMachine):
         return MemoryLocks(limits)
 
 
-MemoryMachine.TestCase.settings = depth(60, 1500)
+MemoryMachine.TestCase.settings = depth(60, 600)
 TestLocks = marked(MemoryMachine.TestCase)
