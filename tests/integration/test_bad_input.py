@@ -186,7 +186,18 @@ def refused(daemon: DaemonProcess, **environment: str) -> tuple[int, str]:
     """Start a daemon that cannot work; its exit code and what it said last."""
     daemon.start(ready=False, **environment)
     code = daemon.wait(60)
-    return code, daemon.log.read_text().strip().splitlines()[-1]
+    # Behind it Python's own tracker of semaphores may complain that a process which never worked has gone.
+    return code, [line for line in daemon.log.read_text().splitlines() if line.startswith("jef: ")][-1]
+
+
+def tracebacks(daemon: DaemonProcess) -> list[str]:
+    """Lines of tracebacks in its log, but for those of Python's tracker of semaphores."""
+    lines = daemon.log.read_text().splitlines()
+    return [
+        line
+        for line in lines
+        if line.startswith('  File "') and "/multiprocessing/resource_tracker.py" not in line
+    ]
 
 
 @pytest.mark.parametrize(
@@ -202,7 +213,7 @@ def test_a_wrong_login_is_one_sentence(daemon: DaemonProcess, amqp_url: str, url
     code, said = refused(daemon, JEF_AMQP_URL=url.format(host=host))
     assert (code, said.startswith("jef: "), words in said) == (4, True, True), said
     assert "wrong@" not in daemon.log.read_text()
-    assert "Traceback" not in daemon.log.read_text()
+    assert tracebacks(daemon) == []
 
 
 def test_a_missing_permission_is_one_sentence(
