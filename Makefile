@@ -36,7 +36,7 @@ format: setup ## Format the code
 lock: setup ## Renew the lock files
 	@$(PYTHON) -m pip install -q uv
 	@compile() { .venv/bin/uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes \
-	  --no-emit-index-url --no-annotate --no-header "$$@"; } && \
+	  --no-emit-index-url --no-annotate --no-header --no-strip-extras "$$@"; } && \
 	compile pyproject.toml -o requirements.lock && \
 	compile --group dev pyproject.toml -o requirements-dev.lock && \
 	compile --group build -o deploy/docker/build.lock
