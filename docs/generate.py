@@ -48,7 +48,7 @@ from jef_daemon.settings import NEEDS_RESTART, Action, Settings  # noqa: E402
 from jef_daemon.tracing.recorded import DEFINITIONS as SPANS  # noqa: E402
 from jef_daemon.tracing.recorded import EVERY  # noqa: E402
 from jef_daemon.workflow import definition as workflow_definition  # noqa: E402
-from jef_daemon.workflow import expressions, law  # noqa: E402
+from jef_daemon.workflow import events, expressions, law  # noqa: E402
 from jef_daemon.workflow import messages as workflow_messages  # noqa: E402
 from jef_daemon.workflow.plan import plan  # noqa: E402
 
@@ -355,10 +355,10 @@ def variables(about: str) -> str:
     told = table(
         "stage", "is given `job.*`", "`workflow.*`", "answers job", "and workflow variables", "context then"
     )
-    effects = law.advance(made, state, law.Begun(), 0.0)
+    effects = law.advance(made, state, events.Begun(), 0.0)
     for name, (job, workflow) in zip(names, given, strict=True):
-        request = next(each.request for each in effects if isinstance(each, law.StartJob))
-        ended = law.Ended(
+        request = next(each.request for each in effects if isinstance(each, events.StartJob))
+        ended = events.Ended(
             stage=name,
             index=None,
             attempt=1,

@@ -6,23 +6,21 @@ started with its request in the outbox. A workflow is read when something concer
 
 from __future__ import annotations
 
-import functools
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pydantic_core import to_json
-from sqlalchemy import bindparam, func, insert, select, update
+from sqlalchemy import func, select
 
 from jef_daemon.ledger import control, door, schema
 from jef_daemon.ledger.transaction import Transaction
+from jef_daemon.ledger.workflow_book import Workflow, WorkflowBook, body_of
 from jef_daemon.lifecycle import FINAL, Status
-from jef_daemon.workflow import law, messages
-from jef_daemon.workflow.definition import Definition
+from jef_daemon.workflow import events, law, messages
 from jef_daemon.workflow.inputs import Became, Begin, Input, JobEnded, RefusedRequest, WorkflowCommand
-from jef_daemon.workflow.plan import Plan, plan_of
-from jef_daemon.workflow.state import Bounds, State, decode, encode, key_of, parsed
+from jef_daemon.workflow.plan import plan_of
+from jef_daemon.workflow.state import Bounds, State, decode, key_of, parsed
 
 MOST_WITHIN = 10
 """Workflows within one another."""
@@ -30,25 +28,6 @@ _AT_ONCE = 200
 """Ids in one look, workflows in one step."""
 
 _W, _D = schema.workflows.c, schema.workflow_definitions.c
-_INSERT = insert(schema.workflows)
-_UPDATE = (
-    update(schema.workflows)
-    .where(_W.number == bindparam("which"))
-    .values({name: bindparam(f"new_{name}") for name in ("status", "updated_at", "finished_at", "state")})
-)
-_INSERT_HISTORY = insert(schema.workflow_history)
-
-
-@dataclass(slots=True)
-class _Workflow:
-    """One that is being changed."""
-
-    number: int
-    """0: it is new."""
-    name: str
-    revision: str
-    plan: Plan
-    state: State
 
 
 def take(transaction: Transaction, inputs: Sequence[Input], bounds: Bounds) -> list[Became]:
@@ -70,7 +49,7 @@ def reconcile(transaction: Transaction, after: int, bounds: Bounds) -> int | Non
     ).all()
     waited: list[str] = []
     for row in page:
-        plan = plan_of(_body(transaction, row.revision))
+        plan = plan_of(body_of(transaction, row.revision))
         waited += [name for name, is_child in law.running(decode(row.state), plan) if not is_child]
     found: list[Input] = []
     out = schema.outcomes.c
@@ -104,33 +83,28 @@ class _Step:
         self._transaction = transaction
         self._connection = transaction.connection
         self._bounds = bounds
-        self._open: dict[str, _Workflow] = {}
-        """By key."""
-        self._changed: dict[str, _Workflow] = {}
-        self._history: list[dict[str, Any]] = []
-        self._followed: deque[tuple[str, law.Event]] = deque()
+        self._book = WorkflowBook(transaction)
+        self._followed: deque[tuple[str, events.Event]] = deque()
         """What happened to other workflows by what happened to one."""
         self._queues: set[str] = set()
         """Names of definitions of which one may begin now."""
 
     def take(self, inputs: Sequence[Input]) -> list[Became]:
-        self._read(_keys(inputs))
+        self._book.read(_keys(inputs))
         answers = []
         for each in inputs:
             answers.append(self._take_one(each))
             self._follow()
         while self._queues:
-            self._write()
+            self._book.write()
             self._admit(self._queues.pop())
             self._follow()
-        self._write()
-        if self._history:
-            self._transaction.driver.change(_INSERT_HISTORY, *self._history)
+        self._book.close()
         return answers
 
     def _take_one(self, each: Input) -> Became:
         if isinstance(each, JobEnded):
-            return self._advance(self._open.get(each.key), each.event)
+            return self._advance(self._book.open.get(each.key), each.event)
         if isinstance(each, Begin):
             return self._begin(each)
         if isinstance(each, WorkflowCommand):
@@ -140,53 +114,40 @@ class _Step:
     # --- requests ----------------------------------------------------------------------------------------
 
     def _begin(self, asked: Begin) -> Became:
-        known = self._open.get(key_of(asked.workflow_id))
+        known = self._book.open.get(key_of(asked.workflow_id))
         if known is not None:
             if known.state.status in FINAL:
-                self._tell(known)
+                self._book.tell(known)
             return Became.KNOWN
         plan = plan_of(asked.definitions[asked.name])
         state = law.new(plan, asked.workflow_id, asked.variables, asked.priority, self._transaction.now)
         state.traceparent = asked.traceparent
-        state.children = {name: self._keep(name, body) for name, body in asked.definitions.items()}
-        workflow = _Workflow(0, asked.name, state.children[asked.name], plan, state)
+        state.children = {name: self._book.keep(name, body) for name, body in asked.definitions.items()}
+        workflow = Workflow(0, asked.name, state.children[asked.name], plan, state)
         cancel = control.remembered_cancel(self._transaction, asked.workflow_id)
         if cancel is not None:
-            self._followed.append((state.key, law.CancelAsked(actor=cancel.actor, reason=cancel.reason)))
+            self._followed.append((state.key, events.CancelAsked(actor=cancel.actor, reason=cancel.reason)))
         self._add(workflow)
         return Became.NEW
 
-    def _add(self, workflow: _Workflow) -> None:
-        self._open[workflow.state.key] = workflow
-        self._note(workflow, law.Noted("Accepted", actor="producer"))
-        self._changed[workflow.state.key] = workflow
+    def _add(self, workflow: Workflow) -> None:
+        self._book.add(workflow)
+        self._book.note(workflow, events.Noted("Accepted", actor="producer"))
         workflow.state.sequence += 1
-        self._tell(workflow)
+        self._book.tell(workflow)
         self._enqueue(workflow)
 
-    def _enqueue(self, workflow: _Workflow) -> None:
+    def _enqueue(self, workflow: Workflow) -> None:
         if workflow.plan.definition.concurrency is None:
-            self._followed.append((workflow.state.key, law.Begun()))
+            self._followed.append((workflow.state.key, events.Begun()))
         else:
             self._queues.add(workflow.name)
-
-    def _keep(self, name: str, body: str) -> str:
-        """Keep a definition under its revision, which it returns."""
-        revision = _revision(body)
-        now = self._transaction.now
-        touched = self._connection.execute(
-            update(schema.workflow_definitions).where(_D.revision == revision).values(used_at=now)
-        ).rowcount
-        if not touched:
-            row = {"revision": revision, "name": name, "body": body, "used_at": now}
-            self._connection.execute(insert(schema.workflow_definitions), [row])
-        return revision
 
     def _refuse(self, asked: RefusedRequest) -> Became:
         door.refuse(self._transaction, asked.refusal, set())
         if asked.workflow_id:
-            self._read([key_of(asked.workflow_id)])
-        if asked.workflow_id and key_of(asked.workflow_id) not in self._open:
+            self._book.read([key_of(asked.workflow_id)])
+        if asked.workflow_id and key_of(asked.workflow_id) not in self._book.open:
             error = asked.refusal.error
             said = f"{error.code}: {error.detail}"
             body = messages.refused_notification(asked.workflow_id, asked.name, said, self._transaction.now)
@@ -198,22 +159,22 @@ class _Step:
 
     def _command(self, asked: WorkflowCommand) -> Became:
         wanted = asked.control
-        workflow = self._open.get(key_of(wanted.workflow_id or ""))
+        workflow = self._book.open.get(key_of(wanted.workflow_id or ""))
         if workflow is None or wanted.command == "resume":
             return Became.IGNORED  # another coordinator's, or jobs that only share a workflow id
         actor = f"operator:{wanted.by}"
-        event: law.Event
+        event: events.Event
         if wanted.command == "cancel":
-            event = law.CancelAsked(actor=actor, reason=wanted.reason, force=wanted.force)
+            event = events.CancelAsked(actor=actor, reason=wanted.reason, force=wanted.force)
         else:
-            event = law.RetryAsked(actor=actor, reason=wanted.reason, configuration=wanted.configuration)
+            event = events.RetryAsked(actor=actor, reason=wanted.reason, configuration=wanted.configuration)
         became, reason = Became.TAKEN, None
         try:
             self._apply(workflow, event)
             if wanted.command == "retry":
                 self._enqueue(workflow)
             self._follow()
-        except law.Refused as refused:
+        except events.Refused as refused:
             became, reason = Became.REFUSED, str(refused)
         if asked.reply_to:
             status = workflow.state.status
@@ -223,25 +184,25 @@ class _Step:
 
     # --- the law -----------------------------------------------------------------------------------------
 
-    def _advance(self, workflow: _Workflow | None, event: law.Event) -> Became:
+    def _advance(self, workflow: Workflow | None, event: events.Event) -> Became:
         if workflow is None:
             return Became.IGNORED
         try:
             self._apply(workflow, event)
-        except law.Refused:
+        except events.Refused:
             return Became.IGNORED
         return Became.TAKEN
 
-    def _apply(self, workflow: _Workflow, event: law.Event) -> None:
+    def _apply(self, workflow: Workflow, event: events.Event) -> None:
         """Apply an event, with its effects."""
         state = workflow.state
         was_running = state.status is Status.RUNNING
         effects = law.advance(workflow.plan, state, event, self._transaction.now, self._bounds)
-        self._changed[state.key] = workflow
+        self._book.change(workflow)
         for effect in effects:
             self._effect(workflow, effect)
         state.sequence += 1
-        self._tell(workflow)
+        self._book.tell(workflow)
         if state.status in FINAL:
             if was_running and workflow.plan.definition.concurrency is not None:
                 self._queues.add(workflow.name)
@@ -251,20 +212,20 @@ class _Step:
     def _follow(self) -> None:
         while self._followed:
             key, event = self._followed.popleft()
-            self._read([key])
-            self._advance(self._open.get(key), event)
+            self._book.read([key])
+            self._advance(self._book.open.get(key), event)
 
-    def _effect(self, workflow: _Workflow, effect: law.Effect) -> None:
+    def _effect(self, workflow: Workflow, effect: events.Effect) -> None:
         transaction, state = self._transaction, workflow.state
-        if isinstance(effect, law.Noted):
-            self._note(workflow, effect)
-        elif isinstance(effect, law.StartJob):
+        if isinstance(effect, events.Noted):
+            self._book.note(workflow, effect)
+        elif isinstance(effect, events.StartJob):
             headers = {"traceparent": state.traceparent} if state.traceparent else None
             transaction.post(transaction.names.jobs, effect.action, to_json(effect.request), headers)
-        elif isinstance(effect, law.StartChild):
+        elif isinstance(effect, events.StartChild):
             self._start_child(workflow, effect)
         elif effect.is_child:
-            cancel = law.CancelAsked(actor="workflow", reason=effect.reason, force=effect.force)
+            cancel = events.CancelAsked(actor="workflow", reason=effect.reason, force=effect.force)
             self._followed.append((key_of(effect.execution_id), cancel))
         else:
             command = {
@@ -276,22 +237,22 @@ class _Step:
             }
             transaction.post("", transaction.names.control, to_json(command))
 
-    def _start_child(self, parent: _Workflow, effect: law.StartChild) -> None:
+    def _start_child(self, parent: Workflow, effect: events.StartChild) -> None:
         above = parent.state
         revision = above.children[effect.workflow]
-        plan = plan_of(_body(self._transaction, revision))
+        plan = plan_of(body_of(self._transaction, revision))
         now = self._transaction.now
         try:
             if above.depth + 1 >= MOST_WITHIN:
-                raise law.Refused(f"{MOST_WITHIN} workflows within one another are allowed")
+                raise events.Refused(f"{MOST_WITHIN} workflows within one another are allowed")
             state = law.new(plan, effect.execution_id, effect.variables, effect.priority, now)
-        except law.Refused as refused:
+        except events.Refused as refused:
             error = {"type": "RequestRefused", "message": str(refused)}
             self._end_child(effect.execution_id, Status.FAILED, error=error)
             return
         state.parent, state.depth = effect.execution_id, above.depth + 1
         state.children, state.traceparent = above.children, above.traceparent
-        self._add(_Workflow(0, effect.workflow, revision, plan, state))
+        self._add(Workflow(0, effect.workflow, revision, plan, state))
 
     def _tell_parent(self, state: State) -> None:
         self._end_child(
@@ -307,7 +268,7 @@ class _Step:
         found = parsed(execution_id)
         if found is not None:
             key, stage, index, attempt = found
-            event = law.Ended(
+            event = events.Ended(
                 stage=stage, index=index, attempt=attempt, status=status, actor="workflow", **told
             )
             self._followed.append((key, event))
@@ -323,84 +284,15 @@ class _Step:
             .limit(_AT_ONCE)
         ).all()
         for key in waiting:
-            self._read([key])
-            workflow = self._open[key]
+            self._book.read([key])
+            workflow = self._book.open[key]
             limit = workflow.plan.definition.concurrency
             if limit is not None and running >= limit:
                 return
-            self._advance(workflow, law.Begun())
+            self._advance(workflow, events.Begun())
             running += workflow.state.status is Status.RUNNING
         if len(waiting) == _AT_ONCE:
             self._queues.add(name)
-
-    # --- reading and writing -----------------------------------------------------------------------------
-
-    def _read(self, keys: Iterable[str]) -> None:
-        wanted = [key for key in dict.fromkeys(keys) if key not in self._open]
-        columns = (_W.number, _W.key, _W.name, _W.revision, _W.state)
-        for start in range(0, len(wanted), _AT_ONCE):
-            some = _W.key.in_(wanted[start : start + _AT_ONCE])
-            for row in self._connection.execute(select(*columns).where(some)):
-                plan = plan_of(_body(self._transaction, row.revision))
-                self._open[row.key] = _Workflow(row.number, row.name, row.revision, plan, decode(row.state))
-
-    def _write(self) -> None:
-        changed, self._changed = self._changed, {}
-        new = [each for each in changed.values() if not each.number]
-        old = [each for each in changed.values() if each.number]
-        now = self._transaction.now
-        if old:
-            self._connection.execute(
-                _UPDATE,
-                [
-                    {
-                        "which": each.number,
-                        "new_status": each.state.status.value,
-                        "new_updated_at": now,
-                        "new_finished_at": each.state.finished_at,
-                        "new_state": encode(each.state),
-                    }
-                    for each in old
-                ],
-            )
-        for each in new:
-            row = _row(each, now)
-            (each.number,) = self._connection.execute(_INSERT.returning(_W.number), row).one()
-
-    def _note(self, workflow: _Workflow, noted: law.Noted) -> None:
-        self._history.append(
-            {
-                "workflow_id": workflow.state.workflow_id,
-                "at": self._transaction.now,
-                "event": noted.event,
-                "stage": noted.stage,
-                "actor": noted.actor,
-                "reason": noted.reason,
-            }
-        )
-
-    def _tell(self, workflow: _Workflow) -> None:
-        state, transaction = workflow.state, self._transaction
-        body = messages.notification(state, workflow.name, workflow.revision, transaction.now)
-        key = messages.routing_key(workflow.name, state.status)
-        headers = {"traceparent": state.traceparent} if state.traceparent else None
-        transaction.post(transaction.names.workflow_status, key, body, headers)
-
-
-def _row(workflow: _Workflow, now: float) -> Mapping[str, Any]:
-    state = workflow.state
-    return {
-        "workflow_id": state.workflow_id,
-        "key": state.key,
-        "name": workflow.name,
-        "revision": workflow.revision,
-        "status": state.status.value,
-        "priority": state.priority,
-        "created_at": state.created_at,
-        "updated_at": now,
-        "finished_at": state.finished_at,
-        "state": encode(state),
-    }
 
 
 def _keys(inputs: Sequence[Input]) -> Iterable[str]:
@@ -411,22 +303,3 @@ def _keys(inputs: Sequence[Input]) -> Iterable[str]:
             yield key_of(each.workflow_id)
         elif isinstance(each, WorkflowCommand):
             yield key_of(each.control.workflow_id or "")
-
-
-_bodies: dict[str, str] = {}
-"""Definitions by revision: a revision names one body, for ever."""
-
-
-def _body(transaction: Transaction, revision: str) -> str:
-    found = _bodies.get(revision)
-    if found is None:
-        if len(_bodies) > 256:
-            _bodies.clear()
-        wanted = select(_D.body).where(_D.revision == revision)
-        found = _bodies[revision] = transaction.connection.execute(wanted).scalar_one()
-    return found
-
-
-@functools.lru_cache(maxsize=256)
-def _revision(body: str) -> str:
-    return Definition.model_validate_json(body).revision

@@ -22,7 +22,7 @@ from jef_daemon.inbox import Inbox
 from jef_daemon.messages import Control, WorkflowRequest, decode_control, decode_workflow_request
 from jef_daemon.names import Names
 from jef_daemon.ports import Delivery, Refusal
-from jef_daemon.workflow import law
+from jef_daemon.workflow import events, law
 from jef_daemon.workflow.inputs import Became, Begin, Input, JobEnded, RefusedRequest, WorkflowCommand
 from jef_daemon.workflow.library import Library
 from jef_daemon.workflow.loading import DefinitionError
@@ -133,7 +133,7 @@ class Coordinator:
         plan = found[request.workflow].plan
         try:
             law.new(plan, request.workflow_id, request.variables, request.priority, 0.0)
-        except law.Refused as refused:
+        except events.Refused as refused:
             raise RequestRefused("field-invalid", str(refused)) from None
         traceparent = delivery.headers.get("traceparent")
         is_fit = isinstance(traceparent, str) and len(traceparent) <= _TRACEPARENT_CHARACTERS

@@ -9,7 +9,7 @@ from typing import Any
 
 from jef_daemon.messages import Control
 from jef_daemon.ports import Refusal
-from jef_daemon.workflow.law import Ended
+from jef_daemon.workflow.events import Ended
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from pydantic_core import from_json, to_json
 
 from jef_daemon.lifecycle import FINAL, Status
 from jef_daemon.messages import ErrorInfo, Variables, Wire, timestamp
-from jef_daemon.workflow import law
+from jef_daemon.workflow import events
 from jef_daemon.workflow.state import Phase, State, parsed
 
 _KEY_BYTES = 255
@@ -96,7 +96,7 @@ def routing_key(name: str, status: Status) -> str:
     return (name if len(name.encode()) <= room else name.encode()[:room].decode(errors="ignore")) + word
 
 
-def ended(body: bytes | str) -> tuple[str, law.Ended] | None:
+def ended(body: bytes | str) -> tuple[str, events.Ended] | None:
     """Key of the workflow and what has ended, from a status notification; None: it concerns no workflow.
 
     A failure that the action's own policy lets another attempt follow is no end.
@@ -110,7 +110,7 @@ def ended(body: bytes | str) -> tuple[str, law.Ended] | None:
         key, stage, index, attempt = found
         sequence = told.get("sequence")
         error = told.get("error")
-        return key, law.Ended(
+        return key, events.Ended(
             stage=stage,
             index=index,
             attempt=attempt,

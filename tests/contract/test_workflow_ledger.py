@@ -16,7 +16,7 @@ from jef_daemon.lifecycle import Completed, Execution, Failed, Status
 from jef_daemon.messages import Control
 from jef_daemon.names import Names
 from jef_daemon.ports import Arrival, Capacity
-from jef_daemon.workflow import law
+from jef_daemon.workflow import events
 from jef_daemon.workflow.definition import Definition
 from jef_daemon.workflow.inputs import Became, Begin, JobEnded, WorkflowCommand
 from tests.support.clock import ManualClock
@@ -50,7 +50,7 @@ def begin(workflow_id: str, definition: Mapping[str, Any] = ROW, **more: Any) ->
 
 
 def ended(key: str, stage: str, attempt: int = 1, status: Status = Status.COMPLETED) -> JobEnded:
-    return JobEnded(key, law.Ended(stage=stage, index=None, attempt=attempt, status=status))
+    return JobEnded(key, events.Ended(stage=stage, index=None, attempt=attempt, status=status))
 
 
 async def posted(ledger: SqlLedger, exchange: str) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from jef_daemon.lifecycle import FINAL, Status
-from jef_daemon.workflow import law
+from jef_daemon.workflow import events, law
 from jef_daemon.workflow.definition import Definition
 from jef_daemon.workflow.plan import Plan, plan
 from jef_daemon.workflow.state import Bounds, Phase, State, decode, encode, key_of, parsed
@@ -68,7 +68,7 @@ class Workflows(RuleBasedStateMachine):
         self.jobs: dict[str, str] = {}
         """Every job that was asked for: `open`, or how it ended."""
         self.asked_to_stop: set[str] = set()
-        self.told: list[law.Ended] = []
+        self.told: list[events.Ended] = []
         self.sequence = 0
         self.context: dict[str, Any] = {"x": 0}
         self.passed: dict[str, dict[int, dict[str, Any]]] = {}
@@ -77,22 +77,22 @@ class Workflows(RuleBasedStateMachine):
         self.retries = 0
         self.went_past: set[str] = set()
         """Stages that a goto skipped: they were never asked whether they would run, and were given nothing."""
-        self.apply(law.Begun())
+        self.apply(events.Begun())
 
     # --- what is done to it ------------------------------------------------------------------------------
 
-    def apply(self, event: law.Event) -> None:
+    def apply(self, event: events.Event) -> None:
         state = decode(encode(self.state))
         assert state == self.state
         effects = law.advance(self.plan, state, event, 1.0)
         self.state = state
         for effect in effects:
-            if isinstance(effect, law.StartJob):
+            if isinstance(effect, events.StartJob):
                 self.asked(effect.request)
-            elif isinstance(effect, law.CancelJob):
+            elif isinstance(effect, events.CancelJob):
                 assert self.jobs[effect.execution_id] == "open"
                 self.asked_to_stop.add(effect.execution_id)
-            elif isinstance(effect, law.Noted) and "goto" in effect.reason:
+            elif isinstance(effect, events.Noted) and "goto" in effect.reason:
                 self.went_past.add(effect.stage)
 
     @precondition(lambda self: self.open_jobs())
@@ -112,9 +112,9 @@ class Workflows(RuleBasedStateMachine):
     def something_is_told_again(self, data: st.DataObject) -> None:
         self.repeat(data.draw(st.sampled_from(self.told)))
 
-    def repeat(self, event: law.Ended) -> None:
+    def repeat(self, event: events.Ended) -> None:
         before = copy.deepcopy(self.state)
-        with pytest.raises(law.Refused):
+        with pytest.raises(events.Refused):
             law.advance(self.plan, self.state, event, 2.0)
         assert self.state == before
 
@@ -124,16 +124,16 @@ class Workflows(RuleBasedStateMachine):
         if rarely or (self.cancelled and not force):
             return
         self.cancelled, self.forced = True, self.forced or force
-        self.apply(law.CancelAsked(force=force))
+        self.apply(events.CancelAsked(force=force))
 
     @precondition(lambda self: self.state.status is F and self.retries < 3)
     @rule()
     def retry(self) -> None:
         self.retries += 1
         self.cancelled = self.forced = False
-        self.apply(law.RetryAsked())
+        self.apply(events.RetryAsked())
         assert self.state.status is Status.QUEUED
-        self.apply(law.Begun())
+        self.apply(events.Begun())
 
     @precondition(lambda self: not self.open_jobs())
     @rule()
@@ -150,7 +150,7 @@ class Workflows(RuleBasedStateMachine):
         variables: Any = (
             {"job_variables": {stage: value}, "workflow_variables": {"x": value}} if outcome is C else {}
         )
-        event = law.Ended(
+        event = events.Ended(
             stage=stage, index=index, attempt=attempt, status=outcome, sequence=self.sequence, **variables
         )
         if outcome is not T:
@@ -257,29 +257,31 @@ class Course:
         self.plan = plan(Definition.model_validate({"name": "w", "stages": spelled, **more}))
         self.state = law.new(self.plan, "w", {}, 0, 0.0)
         self.bounds = bounds
-        self.effects: list[law.Effect] = []
-        self.do(law.Begun())
+        self.effects: list[events.Effect] = []
+        self.do(events.Begun())
 
-    def do(self, event: law.Event) -> list[law.Effect]:
+    def do(self, event: events.Event) -> list[events.Effect]:
         self.state = decode(encode(self.state))
         new = law.advance(self.plan, self.state, event, 100.0, self.bounds)
         self.effects += new
         return new
 
-    def end(self, name: str, status: Status = C, **more: Any) -> list[law.Effect]:
+    def end(self, name: str, status: Status = C, **more: Any) -> list[events.Effect]:
         found = parsed(f"w:{name}")
         assert found is not None
         _, stage, index, attempt = found
-        return self.do(law.Ended(stage=stage, index=index, attempt=attempt, status=status, **more))
+        return self.do(events.Ended(stage=stage, index=index, attempt=attempt, status=status, **more))
 
     def asked(self) -> list[str]:
         """Jobs that were asked for, in order."""
-        jobs = [effect.request["executionId"] for effect in self.effects if isinstance(effect, law.StartJob)]
+        jobs = [
+            effect.request["executionId"] for effect in self.effects if isinstance(effect, events.StartJob)
+        ]
         return [job.removeprefix("w:") for job in jobs]
 
     def request(self, name: str) -> dict[str, Any]:
         """The request for a job."""
-        jobs = [effect.request for effect in self.effects if isinstance(effect, law.StartJob)]
+        jobs = [effect.request for effect in self.effects if isinstance(effect, events.StartJob)]
         return next(job for job in jobs if job["executionId"] == f"w:{name}")
 
     def phases(self) -> dict[str, str]:
@@ -368,8 +370,8 @@ def test_a_retry_by_a_person_leaves_what_is_done() -> None:
     assert course.phases() == {"a": "FAILED", "b": "NOT_RUN", "z": "RUNNING"}
     course.end("z:1")
     assert (course.state.status, course.state.message) == (F, "stage a: E: m")
-    course.do(law.RetryAsked(configuration={"a": {"more": 1}}))
-    course.do(law.Begun())
+    course.do(events.RetryAsked(configuration={"a": {"more": 1}}))
+    course.do(events.Begun())
     assert course.asked()[3:] == ["a.1:2"]
     assert course.request("a.1:2")["configuration"] == {"more": 1}
     for name in ("a.1:2", "b:1", "z:2"):
@@ -387,7 +389,7 @@ def test_a_stage_is_tried_again_after_its_delay() -> None:
 
 def test_timed_out_fails_nothing_by_itself() -> None:
     course = Course({"name": "a"}, {"name": "b"})
-    assert [type(effect) for effect in course.end("a:1", T, sequence=4)] == [law.Noted]
+    assert [type(effect) for effect in course.end("a:1", T, sequence=4)] == [events.Noted]
     assert course.state.message == "a; timed out: a"
     course.end("a:1", C, sequence=5)
     assert course.asked() == ["a:1", "b:1"]
@@ -396,7 +398,7 @@ def test_timed_out_fails_nothing_by_itself() -> None:
 @pytest.mark.parametrize(("rule", "then"), [("retry", ["a:1", "a:2"]), ("fail", ["a:1"])])
 def test_a_timed_out_job_is_cancelled_before_anything_follows(rule: str, then: list[str]) -> None:
     course = Course({"name": "a", "onTimeout": rule, "retry": {"attempts": 2}})
-    [cancel] = [effect for effect in course.end("a:1", T) if isinstance(effect, law.CancelJob)]
+    [cancel] = [effect for effect in course.end("a:1", T) if isinstance(effect, events.CancelJob)]
     assert (cancel.execution_id, cancel.force) == ("w:a:1", True)
     assert course.asked() == ["a:1"]
     course.end("a:1", X)
@@ -422,7 +424,7 @@ def test_what_runs_beside_a_failure_comes_to_its_end() -> None:
 
 def test_a_cancel_stops_what_runs_and_cleans_up() -> None:
     course = Course({"name": "a"}, {"name": "b"}, {"name": "z", "always": True})
-    [cancel] = [e for e in course.do(law.CancelAsked(reason="why")) if isinstance(e, law.CancelJob)]
+    [cancel] = [e for e in course.do(events.CancelAsked(reason="why")) if isinstance(e, events.CancelJob)]
     assert (cancel.execution_id, cancel.force) == ("w:a:1", False)
     course.end("a:1", X)
     assert course.asked() == ["a:1", "z:1"]

@@ -1,0 +1,68 @@
+"""The law's part for what people and the coordinator want of a workflow: begin, cancel, retry. Pure."""
+
+from __future__ import annotations
+
+from jef_daemon.lifecycle import FINAL, Status
+from jef_daemon.workflow.course import give_up
+from jef_daemon.workflow.events import CancelAsked, Refused, RetryAsked
+from jef_daemon.workflow.state import Phase, StageState
+from jef_daemon.workflow.step import Step
+
+
+def begin(step: Step) -> None:
+    """Let stages start."""
+    if step.state.status is not Status.QUEUED:
+        raise Refused(f"it is {step.state.status}")
+    step.state.status, step.state.began = Status.RUNNING, True
+    step.state.started_at = step.state.started_at or step.now
+    step.note("Begun")
+
+
+def cancel(step: Step, event: CancelAsked) -> None:
+    """Stop what runs, start nothing more but the `always` stages."""
+    state = step.state
+    if state.status in FINAL:
+        raise Refused(f"it is {state.status} already")
+    if state.cancel_requested and not event.force:
+        raise Refused("it is being cancelled already; force does not wait")
+    step.note("CancelRequested", actor=event.actor, reason=event.reason)
+    state.cancel_requested, state.cancelled_by = True, event.reason or f"cancelled by {event.actor}"
+    for name, stage in step.plan.stages.items():
+        if stage.always and not event.force:
+            continue
+        for index, run in enumerate(state.stages[name].runs):
+            if run.phase is Phase.RUNNING:
+                step.ask_to_stop(name, index, run, "cancel", state.cancelled_by, force=event.force)
+        if stage.always:
+            give_up(step, name)
+
+
+def retry(step: Step, event: RetryAsked) -> None:
+    """Go on from the stages that failed, with the variables as they are."""
+    state = step.state
+    if state.status is not Status.FAILED:
+        raise Refused(f"it is {state.status}: only a FAILED one is retried")
+    unknown = [name for name in event.configuration if name not in state.stages]
+    if unknown:
+        raise Refused(f"configuration: there is no stage {unknown[0]!r}; there is {', '.join(state.stages)}")
+    for name, changes in event.configuration.items():
+        state.stages[name].configuration |= changes
+    for name, stage in state.stages.items():
+        spec = step.plan.stages[name]
+        is_failed = stage.phase is Phase.FAILED and spec.on_failure == "fail"
+        if spec.always or is_failed or stage.phase is Phase.NOT_RUN:
+            _renew(stage, keep=not spec.always)
+    state.status, state.failed, state.error, state.finished_at = Status.QUEUED, "", None, None
+    state.cancel_requested = False
+    state.message = event.reason or "retried"
+    step.note("Retried", actor=event.actor, reason=event.reason)
+
+
+def _renew(stage: StageState, *, keep: bool) -> None:
+    """Let a stage run again; of a `forEach` that failed, those jobs that are not done."""
+    stage.phase, stage.error, stage.job = Phase.WAITING, None, {}
+    if not keep:
+        stage.runs = []
+    for run in stage.runs:
+        if run.phase is not Phase.COMPLETED:
+            run.phase, run.tries, run.error, run.then = Phase.WAITING, 0, None, ""

@@ -1,0 +1,208 @@
+"""The law's part for what follows: which stages start and end now, how a list is filled, when all is over. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from jef_daemon.lifecycle import FINAL, Status
+from jef_daemon.workflow.definition import MOST_ITEMS, Stage
+from jef_daemon.workflow.expressions import Expression, ExpressionError
+from jef_daemon.workflow.starting import names, passed_on, start
+from jef_daemon.workflow.state import OPEN, Phase, Run, StageState
+from jef_daemon.workflow.step import Step
+
+
+def settle(step: Step) -> None:
+    """Start and end whatever may start and end now."""
+    if step.state.status is not Status.RUNNING:
+        if step.state.cancel_requested and step.state.status not in FINAL:
+            give_up(step, *step.plan.stages)
+            _finish(step)
+        return
+    while _move(step):
+        pass
+    _tell(step)
+
+
+def _move(step: Step) -> bool:
+    """One round over all stages; whether anything has changed."""
+    changed = False
+    ordinary = [stage.name for stage in step.plan.ordinary]
+    for name in ordinary:
+        changed |= _move_stage(step, name, may_start=_is_needed(step, name))
+    if step.is_ending:
+        changed |= give_up(step, *ordinary)
+    if all(step.state.stages[name].phase not in OPEN for name in ordinary):
+        for stage in step.plan.last:
+            changed |= _move_stage(step, stage.name, may_start=True)
+            if step.state.stages[stage.name].phase in OPEN:
+                return changed
+        _finish(step)
+        return False
+    return changed
+
+
+def _is_needed(step: Step, name: str) -> bool:
+    if step.is_ending:
+        return False
+    return all(_has_passed(step.plan.stages[need], step.state.stages[need]) for need in step.plan.needs[name])
+
+
+def _move_stage(step: Step, name: str, *, may_start: bool) -> bool:
+    stage, spec = step.state.stages[name], step.plan.stages[name]
+    if stage.phase is Phase.WAITING and may_start:
+        _open(step, name, stage, spec)
+        return True
+    if stage.phase is not Phase.RUNNING:
+        return False
+    _fill(step, name, stage, spec)
+    if any(run.phase in OPEN for run in stage.runs):
+        return False
+    _close(step, name, stage, spec)
+    return True
+
+
+def _open(step: Step, name: str, stage: StageState, spec: Stage) -> None:
+    """A stage's turn has come."""
+    stage.error, stage.job = None, {}
+    try:
+        if not _is_true(step.plan.conditions[name], names(step, name)):
+            stage.phase = Phase.SKIPPED
+            stage.job = passed_on(step, name)
+            step.note("Skipped", name, reason=f"{spec.when} is false")
+            return
+        items = _items(step, name, spec)
+    except ExpressionError as error:
+        stage.error = {"type": "ExpressionError", "message": str(error)}
+        _end_stage(step, name, stage, spec, Phase.FAILED)
+        return
+    if len(stage.runs) != len(items):
+        stage.runs = [Run(attempt=stage.last_attempt) for _ in items]
+    for run, item in zip(stage.runs, items, strict=True):
+        run.item = item if run.phase is Phase.WAITING else run.item
+    stage.phase = Phase.RUNNING
+
+
+def _items(step: Step, name: str, spec: Stage) -> list[Any]:
+    if spec.for_each is None:
+        return [None]
+    found = step.plan.lists[name]
+    items = found.value(names(step, name)) if isinstance(found, Expression) else found
+    if not isinstance(items, list):
+        raise ExpressionError(f"forEach: {spec.for_each} is no list")
+    if len(items) > MOST_ITEMS:
+        raise ExpressionError(f"forEach: the list has {len(items)} items; {MOST_ITEMS} are allowed")
+    return items
+
+
+def _fill(step: Step, name: str, stage: StageState, spec: Stage) -> None:
+    """Start jobs of a stage, as many as its limit lets run."""
+    phases = {run.phase for run in stage.runs}
+    stops = not step.goes_on(name) or Phase.CANCELLED in phases
+    stops |= spec.on_failure != "continue" and Phase.FAILED in phases
+    running = sum(run.phase is Phase.RUNNING for run in stage.runs)
+    for index, run in enumerate(stage.runs):
+        if run.phase is not Phase.WAITING:
+            continue
+        if stops:
+            run.phase = Phase.NOT_RUN if run.error is None else Phase.FAILED
+        elif spec.limit is None or running < spec.limit:
+            start(step, name, stage, spec, index, run)
+            running += not run.error
+
+
+def _close(step: Step, name: str, stage: StageState, spec: Stage) -> None:
+    """All jobs of a stage have ended."""
+    phases = {run.phase for run in stage.runs}
+    for run in stage.runs:  # in the order of the list, whichever ended first
+        stage.job |= run.variables
+    if Phase.FAILED in phases:
+        stage.error = next(run.error for run in stage.runs if run.phase is Phase.FAILED)
+        _end_stage(step, name, stage, spec, Phase.FAILED)
+    elif phases & {Phase.CANCELLED, Phase.NOT_RUN}:
+        word = Phase.CANCELLED if Phase.CANCELLED in phases else Phase.NOT_RUN
+        _end_stage(step, name, stage, spec, word)
+    else:
+        _end_stage(step, name, stage, spec, Phase.COMPLETED)
+
+
+def _end_stage(step: Step, name: str, stage: StageState, spec: Stage, phase: Phase) -> None:
+    stage.phase = phase
+    if phase is not Phase.FAILED:
+        return
+    if stage.error and stage.error["type"] == "ExpressionError":
+        step.note("Failed", name, reason=stage.error["message"])
+    if spec.on_failure == "fail":
+        if not step.state.failed:
+            step.state.failed, step.state.error = name, stage.error
+    elif spec.goto:
+        between = step.plan.after[name] - step.plan.after[spec.goto] - {spec.goto}
+        for other in step.plan.stages:
+            if other in between and step.state.stages[other].phase is Phase.WAITING:
+                step.state.stages[other].phase = Phase.SKIPPED
+                step.note("Skipped", other, reason=f"{name} failed: goto {spec.goto}")
+
+
+def give_up(step: Step, *names: str) -> bool:
+    """Stages that will not begin."""
+    found = [name for name in names if step.state.stages[name].phase is Phase.WAITING]
+    for name in found:
+        step.state.stages[name].phase = Phase.NOT_RUN
+    return bool(found)
+
+
+def _has_passed(stage: Stage, state: StageState) -> bool:
+    """Whether what needs it may go on."""
+    if state.phase is Phase.FAILED:
+        return stage.on_failure != "fail"
+    return state.phase in {Phase.COMPLETED, Phase.SKIPPED}
+
+
+def _is_true(condition: Expression | bool, names: Mapping[str, Any]) -> bool:
+    found = condition.value(names) if isinstance(condition, Expression) else condition
+    if not isinstance(found, bool):
+        raise ExpressionError(
+            f"when: {condition.source if isinstance(condition, Expression) else condition} is "
+            "neither true nor false"
+        )
+    return found
+
+
+# --- the workflow ------------------------------------------------------------------------------------
+
+
+def _finish(step: Step) -> None:
+    state = step.state
+    state.finished_at = step.now
+    phases = {stage.phase for stage in state.stages.values()}
+    if state.cancel_requested and phases & {Phase.CANCELLED, Phase.NOT_RUN}:
+        state.status, state.message = Status.CANCELLED, state.cancelled_by
+    elif state.failed:
+        error = state.error or {}
+        said = f"{error.get('type', 'Failed')}: {error.get('message', '')}".removesuffix(": ")
+        state.status, state.message = Status.FAILED, f"stage {state.failed}: {said}"
+    else:
+        state.status, state.message = Status.COMPLETED, ""
+    _count(step)
+    step.note(state.status.value.capitalize(), reason=state.message)
+
+
+def _tell(step: Step) -> None:
+    state = step.state
+    if state.status is not Status.RUNNING:
+        return
+    _count(step)
+    running = [name for name, stage in state.stages.items() if stage.phase is Phase.RUNNING]
+    silent = [name for name in running if any(run.timed_out for run in state.stages[name].runs)]
+    state.message = ", ".join(running[:10]) + (f"; timed out: {', '.join(silent[:10])}" if silent else "")
+    if step.is_ending:
+        state.message = (
+            f"{'cancelling' if state.cancel_requested else f'{state.failed} failed'}: {state.message}"
+        )
+
+
+def _count(step: Step) -> None:
+    stages = step.state.stages.values()
+    done = sum(stage.phase not in OPEN for stage in stages)
+    step.state.progress = 100 if step.state.status is Status.COMPLETED else 100 * done // len(stages)

@@ -1,0 +1,111 @@
+"""What happens to a workflow, and what follows from it: the words of the law. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from jef_daemon.lifecycle import Status
+
+
+class Refused(Exception):
+    """An event that does not concern the workflow as it is; nothing is changed."""
+
+
+# --- what happens ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something that happens to a workflow."""
+
+    actor: str = "coordinator"
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Begun(Event):
+    """It may run: fewer of its name run than may."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended(Event):
+    """A stage's job, or the workflow that a stage is, has come to an end (or is TIMED_OUT)."""
+
+    actor: str = "executor"
+    stage: str
+    index: int | None
+    attempt: int
+    status: Status
+    sequence: int | None = None
+    """Of the notification; None: it has none."""
+    result: str = ""
+    job_variables: Mapping[str, Any] = field(default_factory=dict)
+    workflow_variables: Mapping[str, Any] = field(default_factory=dict)
+    error: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CancelAsked(Event):
+    """Somebody wants it stopped."""
+
+    actor: str = "operator"
+    force: bool = False
+    """Also the `always` stages, and jobs that do not answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryAsked(Event):
+    """Somebody wants it to go on from the stage that failed."""
+
+    actor: str = "operator"
+    configuration: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By stage: values that take the place of those in its configuration."""
+
+
+# --- what follows from it --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StartJob:
+    """A request is to be published."""
+
+    action: str
+    request: dict[str, Any]
+    """As on the wire."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartChild:
+    """Another workflow is to be started."""
+
+    execution_id: str
+    """Its id, and what the stage knows it by."""
+    workflow: str
+    variables: dict[str, Any]
+    priority: int
+
+
+@dataclass(frozen=True, slots=True)
+class CancelJob:
+    """A stage's job is to be cancelled."""
+
+    execution_id: str
+    reason: str
+    force: bool
+    is_child: bool
+    """Whether it is a workflow."""
+
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """A line of the history."""
+
+    event: str
+    stage: str = ""
+    actor: str = "coordinator"
+    reason: str = ""
+
+
+Effect = StartJob | StartChild | CancelJob | Noted

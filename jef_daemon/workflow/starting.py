@@ -1,0 +1,103 @@
+"""The law's part for the start of a stage's job: what its expressions see, its request, or another workflow. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic_core import to_json
+
+from jef_daemon.messages import timestamp
+from jef_daemon.workflow.definition import Stage
+from jef_daemon.workflow.events import StartChild, StartJob
+from jef_daemon.workflow.expressions import ExpressionError, render
+from jef_daemon.workflow.state import OPEN, Phase, Run, StageState, execution_id
+from jef_daemon.workflow.step import Step
+
+
+def start(step: Step, name: str, stage: StageState, spec: Stage, index: int, run: Run) -> None:
+    """Ask for a job of a stage; without a value for one of its expressions it has failed."""
+    is_list = stage.is_list
+    seen = names(step, name) | ({"item": run.item, "index": index} if is_list else {})
+    attempt = run.attempt + 1
+    identity = execution_id(step.state.key, name, index if is_list else None, attempt)
+    try:
+        effect = (
+            _job(step, identity, name, spec, run, seen) if spec.action else _child(step, identity, spec, seen)
+        )
+    except ExpressionError as error:
+        run.phase, run.error = Phase.FAILED, {"type": "ExpressionError", "message": str(error)}
+        return
+    run.phase, run.attempt, run.tries = Phase.RUNNING, attempt, run.tries + 1
+    run.sequence, run.timed_out, run.error = -1, False, None
+    run.started_at, run.finished_at = step.now, None
+    stage.last_attempt = max(stage.last_attempt, attempt)
+    step.effects.append(effect)
+    step.note("Started", f"{name}.{index}" if is_list else name, reason=identity)
+
+
+def _job(step: Step, identity: str, name: str, spec: Stage, run: Run, names: dict[str, Any]) -> StartJob:
+    changed = step.state.stages[name].configuration
+    request: dict[str, Any] = {
+        "executionId": identity,
+        "workflowId": step.state.workflow_id,
+        "stage": name,
+        "configuration": {**render(spec.configuration, names), **changed},
+        "jobContextVariables": names["job"],
+        "workflowContextVariables": step.state.context,
+        "locks": [
+            {"resource": _lock_name(render(lock.resource, names)), "mode": lock.mode} for lock in spec.locks
+        ],
+        "priority": step.state.priority if spec.priority is None else spec.priority,
+        "timeouts": spec.timeouts.model_dump(by_alias=True),
+    }
+    if run.tries and spec.retry.delay:
+        request["notBefore"] = timestamp(step.now + spec.retry.delay)
+    size = len(to_json(request))
+    if size > step.bounds.request_bytes:
+        raise ExpressionError(f"the request would have {size} bytes; {step.bounds.request_bytes} are allowed")
+    return StartJob(str(spec.action), request)
+
+
+def _child(step: Step, identity: str, spec: Stage, names: dict[str, Any]) -> StartChild:
+    variables = render(spec.variables, names)
+    priority = step.state.priority if spec.priority is None else spec.priority
+    return StartChild(identity, str(spec.workflow), variables, priority)
+
+
+def names(step: Step, name: str) -> dict[str, Any]:
+    """What a stage's expressions see."""
+    ended = {other: _told(stage) for other, stage in step.state.stages.items() if stage.phase not in OPEN}
+    return {
+        "workflow": step.state.context,
+        "workflowId": step.state.workflow_id,
+        "job": passed_on(step, name),
+        "stages": ended,
+    }
+
+
+def passed_on(step: Step, name: str) -> dict[str, Any]:
+    """The job variables of the stages before; of several, the later in `needs` win."""
+    found: dict[str, Any] = {}
+    for need in step.plan.needs[name]:
+        found |= step.state.stages[need].job
+    return found
+
+
+def _lock_name(found: Any) -> str:
+    name = found if isinstance(found, str) else to_json(found).decode()
+    if not 1 <= len(name) <= 255:
+        raise ExpressionError(f"locks: a resource's name has 1 to 255 characters, not {len(name)}")
+    return name
+
+
+def _told(stage: StageState) -> dict[str, Any]:
+    """What expressions see of a stage that has ended: of a `forEach` lists, in the order of its items."""
+    told: dict[str, Any] = {"status": stage.phase.value, "error": stage.error}
+    if stage.is_list:
+        done = [run if run.phase is Phase.COMPLETED else None for run in stage.runs]
+        return told | {
+            "result": [run and run.result for run in done],
+            "variables": [run and run.variables for run in done],
+        }
+    run = stage.runs[0] if stage.runs else Run()
+    return told | {"result": run.result, "variables": run.variables}

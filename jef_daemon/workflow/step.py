@@ -1,0 +1,46 @@
+"""One event of a workflow, while the law carries it out: what it may look at, what it leaves behind. Pure."""
+
+from __future__ import annotations
+
+from jef_daemon.workflow.events import CancelJob, Effect, Noted
+from jef_daemon.workflow.plan import Plan
+from jef_daemon.workflow.state import Bounds, Run, State, execution_id
+
+
+class Step:
+    """One event and all that follows from it at once.
+
+    Args:
+        plan: of the revision that the workflow is pinned to.
+        state: changed.
+        now: UTC seconds since the epoch.
+        bounds: limits.
+    """
+
+    def __init__(self, plan: Plan, state: State, now: float, bounds: Bounds) -> None:
+        self.plan = plan
+        self.state = state
+        self.now = now
+        self.bounds = bounds
+        self.effects: list[Effect] = []
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether nothing begins any more but the `always` stages."""
+        return bool(self.state.failed) or self.state.cancel_requested
+
+    def goes_on(self, stage: str) -> bool:
+        """Whether a stage may have further jobs; those that clean up may, whatever became of the others."""
+        return self.plan.stages[stage].always or not self.is_ending
+
+    def ask_to_stop(self, stage: str, index: int, run: Run, then: str, reason: str, *, force: bool) -> None:
+        """Have a stage's job cancelled; `then` says what follows (`Run.then`)."""
+        run.then = then
+        spec = self.plan.stages[stage]
+        is_list = self.state.stages[stage].is_list
+        name = execution_id(self.state.key, stage, index if is_list else None, run.attempt)
+        self.effects.append(CancelJob(name, reason, force, spec.workflow is not None))
+
+    def note(self, event: str, stage: str = "", actor: str = "coordinator", reason: str = "") -> None:
+        """Add a line to the history."""
+        self.effects.append(Noted(event, stage, actor, reason))
