@@ -15,7 +15,7 @@ fetch_wheels() { # once for each state of the lock file and each Python
   [ "$(cat $wheels/.fetched 2>/dev/null)" != "$stamp" ] || return 0
   rm -rf $wheels
   mkdir -p $wheels
-  .venv/bin/python -m pip --python /usr/bin/python3 --disable-pip-version-check download -q --no-deps \
+  .venv/bin/python -m pip --python /usr/bin/python3 --disable-pip-version-check download -q \
     --only-binary :all: --no-deps --require-hashes -r requirements.lock -d $wheels || fail "the packages cannot be had, see above"
   echo "$stamp" >$wheels/.fetched
 }
