@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-WATCHED = "x-jef-watched"
-"""Header of the notifications of executions that may fall silent; its value is their ledger's own name."""
+WATCHED = "jef-watched"
+"""Header of the notifications of executions that may fall silent; its value is their ledger's own name.
+
+Without the `x-` of our other headers: those a headers exchange overlooks.
+"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator
 
 import pytest
 
-from jef_daemon.names import Names
-from jef_daemon.ports import Delivery
-from jef_daemon.rabbitmq import RabbitBus
+from jef_daemon.names import WATCHED, Names
+from jef_daemon.ports import Delivery, Outgoing
+from jef_daemon.rabbitmq import RabbitBus, topology
 from jef_daemon.rabbitmq.session import Session
 from jef_daemon.settings import Bus
 from tests.support.amqp import Client
@@ -69,3 +70,21 @@ async def test_what_comes_while_the_session_is_set_up_is_acknowledged(
     queue = await client.channel.declare_queue(names.job_queue("quick"), passive=True)
     assert queue.declaration_result.message_count == 0
     assert len(came) == 1
+
+
+async def test_the_watcher_hears_of_watched_executions_only(client: Client) -> None:
+    """A headers exchange overlooks headers that begin with x-: by such a one every notification would come."""
+    names = Names(client.prefix)
+    came: asyncio.Queue[Delivery] = asyncio.Queue()
+    bus = RabbitBus(client.url, names, [], Bus(), came.put_nowait, ledger="ours", watches_only=True)
+    async with running(bus):
+        await bus.resume(topology.WATCHED)
+        told = [
+            Outgoing(number, names.status, "nap.running", b'{"executionId": "%d"}' % number, headers)
+            for number, headers in enumerate(({}, {WATCHED: "theirs"}, {WATCHED: "ours"}))
+        ]
+        await (await bus.publish(told))
+        async with asyncio.timeout(20):
+            first = await came.get()
+    assert json.loads(first.body)["executionId"] == "2"
+    assert came.empty()
