@@ -1,6 +1,7 @@
 """A queued job → a slot → an executor → its outcome.
 
 catalogue   which actions this daemon serves, and how
+forking     where the processes for executors come from
 probe       looks at executors from a process of its own, before the daemon trusts them
 worker      ROLE: claims, runs, records
 progress    many reports, few notifications

@@ -2,7 +2,7 @@
 
 Each seat is a standard `ProcessPoolExecutor` with one worker, so that a crash (segfault, `os._exit`, out of
 memory) breaks only the pool of that one job, and nothing is shared that a killed process could leave
-locked. Processes come from a fork server that has imported the SDK once: a new one costs milliseconds.
+locked.
 
 Progress comes back as datagrams over a Unix socket: no lock, no thread, and a killed sender harms nobody.
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -33,6 +32,7 @@ import structlog
 from jef_daemon.lifecycle import Event, Failed, Progressed
 from jef_daemon.run.boundary import JobInput, perform_blocking
 from jef_daemon.run.catalogue import ActionSpec, load
+from jef_daemon.run.forking import context
 from jef_daemon.sdk import CHECKPOINT_BYTES, Save
 
 log = structlog.get_logger()
@@ -80,9 +80,7 @@ class ProcessPool:
         self._warm = min(warm, most)
         self._kill_grace_s = kill_grace_s
         self._python_path = [str(path) for path in python_path]
-        self._context = multiprocessing.get_context("forkserver")
-        traced = [] if on_spans is None else ["jef_daemon.tracing.executor"]
-        self._context.set_forkserver_preload([__name__, *traced])
+        self._context = context(is_traced=on_spans is not None)
         self._idle: list[_Seat] = []
         self._all: set[_Seat] = set()
         self._reports: dict[str, tuple[Report, Save | None]] = {}

@@ -1,7 +1,7 @@
 """Looks at executors from a process of its own, before the daemon trusts them.
 
-An import may fail, hang, segfault or end the interpreter. The child says a line about each executor as it
-goes; the one after which it falls silent or dies is the culprit, and the rest are asked in another child.
+An import may fail, hang, segfault or end the interpreter. The child tells of each executor as it goes; the one
+after which it falls silent or dies is the culprit, and the rest are asked in another child.
 """
 
 from __future__ import annotations
@@ -10,15 +10,18 @@ import asyncio
 import inspect
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from jef_daemon.errors import ExecutorNotLoaded
 from jef_daemon.retry import RetryPolicy
 from jef_daemon.run.boundary import hooks_of, is_blocking
 from jef_daemon.run.catalogue import Action, ActionSpec, Catalogue, load, specs
+from jef_daemon.run.forking import context
 from jef_daemon.sdk import AsyncActionExecutor
 from jef_daemon.settings import Action as ActionSettings
 from jef_daemon.settings import Settings
@@ -34,7 +37,7 @@ async def examine(settings: Settings) -> Catalogue:
     answers: dict[str, dict[str, Any]] = {}
     open_specs = list(found.values())
     while open_specs:
-        told, problem = await _ask(open_specs, python_path)
+        told, problem = await _ask(open_specs, python_path, settings.tracing.is_wanted)
         answers |= told
         open_specs = [spec for spec in open_specs if spec.name not in answers]
         if problem and open_specs:
@@ -84,40 +87,41 @@ def _override(action: Action, configured: ActionSettings) -> None:
     )
 
 
-async def _ask(wanted: Sequence[ActionSpec], python_path: list[str]) -> tuple[dict[str, dict[str, Any]], str]:
+async def _ask(
+    wanted: Sequence[ActionSpec], python_path: list[str], is_traced: bool
+) -> tuple[dict[str, dict[str, Any]], str]:
     """Ask one child. Returns what it said, and what happened to it where it did not come to the end."""
-    # However this process found its modules, the child finds them too.
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    child = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        __name__,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        env=environment,
-    )
-    if child.stdin is None or child.stdout is None:
-        raise AssertionError("both are pipes")
-    question = {"python_path": python_path, "specs": [asdict(spec) for spec in wanted]}
-    child.stdin.write(json.dumps(question).encode())
-    child.stdin.close()
-    told: dict[str, dict[str, Any]] = {}
-    problem = ""
+    processes = context(is_traced)
+    answers, theirs = processes.Pipe(duplex=False)
+    child = processes.Process(target=_tell, args=(theirs, wanted, python_path), name="probe")
     try:
-        for _ in wanted:
-            line = await asyncio.wait_for(child.stdout.readline(), _EACH_S)
-            if not line:
-                problem = "ended the interpreter"
-                break
-            answer = json.loads(line)
-            told[answer.pop("name")] = answer
-    except TimeoutError:
-        problem = f"took longer than {_EACH_S:g} s"
-    finally:
-        if child.returncode is None:
+        # In a thread: who asks first waits until the fork server is there.
+        return await asyncio.to_thread(_converse, child, answers, theirs, wanted)
+    except asyncio.CancelledError:
+        if child.pid is not None:
+            child.kill()  # which ends the thread, too
+        raise
+
+
+def _converse(
+    child: BaseProcess, answers: Connection, theirs: Connection, wanted: Sequence[ActionSpec]
+) -> tuple[dict[str, dict[str, Any]], str]:
+    told: dict[str, dict[str, Any]] = {}
+    with answers:
+        child.start()
+        theirs.close()
+        try:
+            for _ in wanted:
+                if not answers.poll(_EACH_S):
+                    return told, f"took longer than {_EACH_S:g} s"
+                answer = json.loads(answers.recv_bytes())
+                told[answer.pop("name")] = answer
+        except (EOFError, OSError):
+            return told, "ended the interpreter"
+        finally:
             child.kill()
-        await child.wait()
-    return told, problem
+            child.join()
+    return told, ""
 
 
 def describe(spec: ActionSpec) -> dict[str, Any]:
@@ -141,16 +145,11 @@ def describe(spec: ActionSpec) -> dict[str, Any]:
         return {"name": spec.name, "problem": str(error)}
 
 
-def main() -> None:
-    """Answer for each executor on the original standard output; whatever imports print goes to stderr."""
-    answers = os.fdopen(os.dup(1), "w")
+def _tell(answers: Connection, wanted: Sequence[ActionSpec], python_path: list[str]) -> None:
+    """In the child: answer for each executor; whatever imports print goes to stderr."""
     os.dup2(2, 1)
-    question = json.load(sys.stdin)
-    sys.path[:0] = question["python_path"]
-    for fields in question["specs"]:
-        answers.write(json.dumps(describe(ActionSpec(**fields))) + "\n")
-        answers.flush()
-
-
-if __name__ == "__main__":
-    main()
+    # Ctrl-C at a terminal is the daemon's to answer.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.path[:0] = python_path
+    for spec in wanted:
+        answers.send_bytes(json.dumps(describe(spec)).encode())
