@@ -46,7 +46,10 @@ def configure(settings: Logging, stream: Any = None) -> None:
             factory = lambda *_: journal  # noqa: E731
             chosen = [*shared, structlog.processors.format_exc_info, ADD_PLACE, fields]
         case "console":
-            chosen = [*stamped, structlog.dev.ConsoleRenderer(colors=stream.isatty())]
+            # A pretty traceback would show variables, secrets among them.
+            trace = structlog.dev.plain_traceback
+            console = structlog.dev.ConsoleRenderer(colors=stream.isatty(), exception_formatter=trace)
+            chosen = [*stamped, console]
         case _:
             json_lines = structlog.processors.JSONRenderer(default=str)
             chosen = [*stamped, structlog.processors.format_exc_info, _event_first, json_lines]

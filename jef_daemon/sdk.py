@@ -26,9 +26,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Generic, TypeVar
 
-import structlog
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from pydantic.alias_generators import to_camel
+
+from jef_daemon.plain import structlog
 
 C_co = TypeVar("C_co", covariant=True)
 C = TypeVar("C")

@@ -288,3 +288,15 @@ def test_auto_finds_the_journal_where_systemd_has_connected_the_stream(
                 assert journal.next()["JEF_EVENT"] == "told"
             stream.seek(0)
             stream.truncate()
+
+
+def test_a_traceback_on_a_console_shows_no_variables() -> None:
+    """A secret may be in one of them."""
+    stream = configured(Terminal(), format="console")
+    password = "hunter" + "2"  # not in the source line that a traceback quotes
+    try:
+        raise ValueError(len(password))
+    except ValueError:
+        structlog.get_logger().exception("x")
+    assert "ValueError: 7" in stream.getvalue()
+    assert password not in stream.getvalue()
