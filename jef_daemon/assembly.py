@@ -75,7 +75,9 @@ class Parts:
                 ("worker", self.worker.run),
                 ("updates", self.updates.run),
             ]
-            chosen += [("outside", self.outside.run), ("lock client", self.lock_client.run)]
+            chosen.append(("outside", self.outside.run))
+        if {"worker", "workflows"} & set(roles):
+            chosen.append(("lock client", self.lock_client.run))
         if "locks" in roles:
             chosen.append(("lock service", self.lock_service.run))
         if "watcher" in roles:
@@ -255,7 +257,7 @@ def _lock_client(
     on_lost: Callable[[Lost], None],
 ) -> LockClient:
     names, locks = Names(settings.prefix), settings.locks
-    times = LockTimes(locks.lease_s, locks.start_within_s, locks.wait_lease_s)
+    times = LockTimes(locks.lease_s, locks.start_within_s, locks.wait_lease_s, locks.workflow_lease_s)
     replies = names.lock_replies(ledger.identity)
     return LockClient(ledger, bus, names.locks, replies, times, on_granted, on_lost)
 

@@ -191,7 +191,7 @@ class Daemon:
         if "watcher" in roles:
             await parts.bus.resume(WATCHED)
         if "workflows" in roles:
-            for source in (WORKFLOWS, COORDINATOR):
+            for source in (WORKFLOWS, COORDINATOR, LOCK_REPLIES):
                 await parts.bus.resume(source)
         if "worker" in roles:
             await parts.bus.resume(UNROUTABLE)
@@ -277,7 +277,7 @@ def open_ledger(settings: Settings) -> SqlLedger:
         settings.ledger,
         Names(settings.prefix),
         tracebacks=settings.jobs.tell_tracebacks,
-        lock_times=LockTimes(locks.lease_s, locks.start_within_s, locks.wait_lease_s),
+        lock_times=LockTimes(locks.lease_s, locks.start_within_s, locks.wait_lease_s, locks.workflow_lease_s),
         lock_limits=lock_limits(settings),
         max_variables_bytes=settings.jobs.max_variables_bytes,
         remember_s=settings.jobs.remember_cancels_s,

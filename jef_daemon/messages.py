@@ -75,6 +75,14 @@ class LockDemand(Wire):
     mode: Mode = Field(description="SHARED with others, or EXCLUSIVE.")
 
 
+class HeldLock(Wire):
+    """A lock that a workflow holds while its jobs run."""
+
+    resource: Name = Field(description="What is locked.")
+    mode: Mode
+    fencing_token: int = Field(ge=0, description="Rises with each grant of the resource.")
+
+
 class RetryDemand(Wire):
     """How often a request may be tried: less than its action allows, never more."""
 
@@ -105,6 +113,10 @@ class JobRequest(Wire):
     job_context_variables: Variables = Field(default_factory=dict, description="From the previous stage.")
     workflow_context_variables: Variables = Field(default_factory=dict, description="The workflow's context.")
     locks: list[LockDemand] = Field(default_factory=list, description="Granted together before it starts.")
+    workflow_locks: list[HeldLock] = Field(
+        default_factory=list,
+        description="What the workflow holds for it: told to the executor, not asked for.",
+    )
     priority: int = Field(default=0, ge=-1000, le=1000, description="Higher starts earlier.")
     not_before: Instant | None = Field(default=None, description="RFC 3339 instant; it starts no earlier.")
     timeouts: Timeouts = Field(default_factory=Timeouts)

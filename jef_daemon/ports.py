@@ -115,6 +115,8 @@ class LockTimes:
     """A granted job starts so soon, or gives its locks back."""
     wait_s: float = 1800.0
     """Of a place in the queue; renewed long before."""
+    workflow_s: float = 1800.0
+    """Of what a workflow holds across its stages; renewed long before."""
 
     @property
     def margin_s(self) -> float:

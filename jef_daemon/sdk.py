@@ -114,7 +114,7 @@ class ExecutionContext(Generic[C_co]):
         attempt: 1 for the first, rising with retries.
         job_context_variables: from the previous stage; read-only.
         workflow_context_variables: the workflow's context; read-only.
-        locks: granted locks by resource; empty where none were asked for.
+        locks: granted locks by resource, its workflow's too; empty where none were asked for.
         token: what an update of this attempt must carry; for async executors, to be handed to the work outside.
         external_id: the executor's own identifier for the work elsewhere, once it was told.
         saved: what `checkpoint` was last given, by this attempt or an earlier one; None: nothing yet.

@@ -132,10 +132,17 @@ class Locks(_Section):
         le=7 * 86400,
         description="Lease of a waiting job's place in the queue; a daemon that stays away longer loses it.",
     )
+    workflow_lease_s: float = Field(
+        default=1800.0,
+        ge=5,
+        le=7 * 86400,
+        description="Lease of the locks that a workflow holds across its stages, renewed long before; a coordinator "
+        "that stays away longer loses them.",
+    )
     on_lost: Literal["cancel", "tell"] = Field(
         default="cancel",
         description="What a running job that lost its locks does: it is stopped and FAILED, or only told "
-        "(`context.lock_lost`).",
+        "(`context.lock_lost`). Likewise a workflow: its jobs are stopped, or it goes on.",
     )
     max_per_request: int = Field(default=64, ge=1, le=1000, description="Service: locks in one request.")
     max_name_length: int = Field(

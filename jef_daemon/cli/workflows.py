@@ -189,7 +189,7 @@ def list_(
         if as_json:
             typer.echo(json.dumps(heading(kept)))
         else:
-            head = f"{state.workflow_id:<34}{kept.name:<18}{state.status.value:<11}{state.progress:>3}%"
+            head = f"{state.workflow_id:<34}{kept.name:<18}{state.status.value:<17}{state.progress:>3}%"
             typer.echo(f"{head}  {state.message.partition(chr(10))[0]}".rstrip())
     if following is not None:
         typer.echo(f"more: jef workflows list --before {following}", err=True)
@@ -221,6 +221,11 @@ def show(identifier: WorkflowId, as_json: AsJson = False) -> None:
         else state.finished_at - state.started_at
     )
     typer.echo(f"started {when(state.started_at)}  finished {when(state.finished_at)}  took {took(lasted)}")
+    if told["locks"]:
+        typer.echo("\nLocks")
+    for lock in told["locks"]:
+        held = "not held" if lock["fencingToken"] is None else f"held, number {lock['fencingToken']}"
+        typer.echo(f"  {lock['resource']:<20}{lock['mode']:<11}{held}")
     typer.echo("\nStages")
     for stage in told["stages"]:
         typer.echo(f"  {stage['name']:<20}{stage['status']:<11}{_said(stage)}".rstrip())

@@ -1,4 +1,4 @@
-"""What the lock service answered → what becomes of the job: it waits, may start, lost its locks, is refused.
+"""What the lock service answered → what becomes of the job, or the workflow: it waits, may start, lost its locks.
 
 Answers come at least once, some late, some for an attempt that is over: a row's state and attempt say which
 count, the others change nothing.
@@ -25,6 +25,10 @@ from jef_daemon.lifecycle import (
 from jef_daemon.lock.messages import LockReply
 from jef_daemon.lock.requests import Answer, Refused
 from jef_daemon.ports import Applied, Counted, Heard, LockTimes, Lost
+from jef_daemon.workflow.events import LocksAwaited, LocksGranted, LocksLost, LocksRefused
+from jef_daemon.workflow.inputs import LocksHeard
+
+LocksEvent = LocksAwaited | LocksGranted | LocksRefused | LocksLost
 
 _ASK_AGAIN_S = 3.0
 """When another daemon still has the locks of the same execution."""
@@ -91,6 +95,8 @@ class Hearing:
         self._executions: dict[str, Execution] = {}
         self._changed: dict[str, JobLocks] = {}
         self._lost: list[Lost] = []
+        self.of_workflows: list[LocksHeard] = []
+        """What concerns workflows; the caller has it taken."""
 
     def take(self, heard: Sequence[Heard]) -> list[Lost]:
         """Take answers in, in order; returns the running attempts that lost their locks."""
@@ -140,6 +146,10 @@ class Hearing:
         grants = reply.grants
         if row.state not in _IN_QUEUE or not grants:  # no service says that nothing is granted
             return
+        tokens = {grant.resource: grant.fencing_token for grant in grants}
+        if self._is_workflows(row, LocksGranted(tokens=tokens)):
+            row.state, row.at = "held", self._now
+            return
         execution = self._executions.get(row.execution_id)
         if execution is not None and execution.status is Status.WAITING_FOR_LOCK:
             self._books.waited(execution, max(0.0, self._now - row.at))
@@ -170,6 +180,8 @@ class Hearing:
             place = {"resource": resource, "mode": mode, "position": 1, "holders": [row.execution_id]}
             self._await(row, place, "another daemon has the same execution, with its locks")
             return
+        if self._is_workflows(row, LocksRefused(reason=reason)):
+            return
         refused = Failed(actor="locks", error_type="LockRefused", error_message=reason)
         self._events.append((row.execution_id, row.attempt, [Started(actor="locks"), refused]))
 
@@ -194,7 +206,11 @@ class Hearing:
     # --- inside ------------------------------------------------------------------------------------------
 
     def _lose(self, row: JobLocks, reason: str) -> None:
-        if row.state == "held":
+        if row.state == "held" and self._is_workflows(
+            row, LocksLost(reason=reason, is_failure=self._lost_fail)
+        ):
+            self._book.lose(row)
+        elif row.state == "held":
             row.state, row.at = "lost", self._now
             self._note(row, "LockLost", reason)
             execution = self._executions.get(row.execution_id)
@@ -226,11 +242,20 @@ class Hearing:
 
     def _await(self, row: JobLocks, place: dict[str, Any], reason: str = "") -> None:
         told = json.dumps(place)
-        if told != row.place:
-            row.place = told
+        if told == row.place:
+            return
+        row.place = told
+        if not self._is_workflows(row, LocksAwaited(place=place, reason=reason)):
             self._events.append(
                 (row.execution_id, row.attempt, [LockAwaited(waiting_for=place, reason=reason)])
             )
+
+    def _is_workflows(self, row: JobLocks, event: LocksEvent) -> bool:
+        """Whether it is a workflow's; it is told then."""
+        key = row.workflow
+        if key is not None:
+            self.of_workflows.append(LocksHeard(key, event))
+        return key is not None
 
     def _note(self, row: JobLocks, event: str, reason: str, detail: dict[str, Any] | None = None) -> None:
         execution = self._executions.get(row.execution_id)

@@ -1,4 +1,4 @@
-"""What this daemon's jobs asked of the lock service, beside the jobs themselves: asked, told, granted, released.
+"""What this daemon's jobs and workflows asked of the lock service, beside these: asked, told, granted, released.
 
 Every message to the lock service leaves by the outbox of the transaction that causes it: a request with the job
 that is recorded, a release with the status that ends it. So neither is ever forgotten, whoever dies when.
@@ -12,6 +12,9 @@ A row's `state`, and what its `at` means:
     held        its attempt runs, since `at`
     lost        the lease ended under a running attempt, or an operator took a lock away
     released    nothing is wanted now; a retry asks anew
+
+Of a workflow, `execution_id` is the name that it holds locks by (`workflow.state.lock_owner`). It needs no slot: what
+is granted is held at once. What it lost, it lets go.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from jef_daemon.ledger import schema
 from jef_daemon.lifecycle import LOCKING, Execution, Interrupted, Retried, Transition
 from jef_daemon.lock import wire
 from jef_daemon.ports import LockTimes, WantedLocks
+from jef_daemon.workflow.state import key_of_owner
 
 _JL = schema.job_locks.c
 _MOST = 500
@@ -69,6 +73,11 @@ class JobLocks:
     at: float
     grants: str | None = None
     place: str | None = None
+
+    @property
+    def workflow(self) -> str | None:
+        """Key of the workflow; None: it is a job's."""
+        return key_of_owner(self.execution_id)
 
     @property
     def wanted(self) -> WantedLocks:
@@ -161,6 +170,18 @@ class LockBook:
             self._begin_again(row, execution)
             self.put([row])
 
+    def ask_for_workflow(self, owner: str, locks: WantedLocks) -> None:
+        """A workflow asks for what it is to hold across its stages, again after a retry."""
+        row = self.of([owner]).get(owner)
+        if row is not None:
+            self._release(row)
+            self.ask(row)
+            self.put([row])
+            return
+        row = JobLocks(owner, "", 1, 1, json.dumps(locks), "later", 0)
+        self.ask(row)
+        self._connection.execute(_INSERT, [{name: getattr(row, name) for name in JobLocks.__slots__}])
+
     def start(self, started: Sequence[str]) -> None:
         """Granted executions run now."""
         found = self.of(started).values()
@@ -191,9 +212,12 @@ class LockBook:
     def ask(self, row: JobLocks) -> None:
         """Send the request (again); the caller puts the row."""
         row.state, row.at, row.grants = "asked", self._now, None
-        self._send(
-            row, wire.acquire(row.execution_id, row.wanted, self._times.start_lease_s, self._times.wait_s)
-        )
+        lease_s = self._times.start_lease_s if row.workflow is None else self._times.workflow_s
+        self._send(row, wire.acquire(row.execution_id, row.wanted, lease_s, self._times.wait_s))
+
+    def lose(self, row: JobLocks) -> None:
+        """A workflow lost a lock: it lets go of any others; the caller puts the row."""
+        self._let_go(row)
 
     def give_back(self, row: JobLocks) -> None:
         """Release what is granted, and ask anew behind those who wait; the caller puts the row."""

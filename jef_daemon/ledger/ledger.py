@@ -106,10 +106,10 @@ class SqlLedger:
             lock_times=lock_times or LockTimes(),
             lock_limits=lock_limits or Limits(),
             is_traced=is_traced,
+            workflow_bounds=workflow_bounds or Bounds(),
         )
         self._max_variables = max_variables_bytes
         self._remember_s = remember_s
-        self._bounds = workflow_bounds or Bounds()
         self._clock = clock or SystemClock()
         self._engine: Engine | None = None
         self._looking: Engine | None = None
@@ -351,7 +351,7 @@ class SqlLedger:
         """Take requests, ends of stages' jobs and commands, with all that follows; returns what became of each."""
         from jef_daemon.ledger import workflows  # its libraries are for those only who carry workflows out
 
-        return self._other(lambda transaction: workflows.take(transaction, inputs, self._bounds))
+        return self._other(lambda transaction: workflows.take(transaction, inputs))
 
     async def reconcile_workflows(self) -> None:
         """Take ends of stages' jobs that are in this ledger and whose notifications never came."""
@@ -361,7 +361,7 @@ class SqlLedger:
         while after is not None:
             page = after
             after = await self._other(
-                lambda transaction: workflows.reconcile(transaction, page, self._bounds)  # noqa: B023  awaited at once
+                lambda transaction: workflows.reconcile(transaction, page)  # noqa: B023  awaited at once
             )
 
     async def workflow_actions(self) -> set[str]:

@@ -14,6 +14,7 @@ from jef_daemon.ledger.lock_store import purge_history
 from jef_daemon.ledger.transaction import Transaction
 from jef_daemon.lifecycle import FINAL, UNSTARTED, Event, Execution, Failed, Interrupted
 from jef_daemon.tokens import new_token
+from jef_daemon.workflow.state import lock_owner
 
 _EX = schema.executions.c
 _STEP = 500
@@ -100,6 +101,10 @@ def purge_workflows(transaction: Transaction, before: float, most: int) -> int:
         )
         transaction.connection.execute(
             delete(schema.workflows).where(schema.workflows.c.workflow_id.in_(names))
+        )
+        owners = [lock_owner(name) for name in names]
+        transaction.connection.execute(
+            delete(schema.job_locks).where(schema.job_locks.c.execution_id.in_(owners))
         )
     used = select(schema.workflows.c.revision)
     transaction.connection.execute(

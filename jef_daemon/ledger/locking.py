@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from sqlalchemy import select
+
+from jef_daemon.ledger import schema
 from jef_daemon.ledger.hearing import Hearing
 from jef_daemon.ledger.lock_store import LockStore
 from jef_daemon.ledger.transaction import Transaction
 from jef_daemon.lock import protocol, wire
 from jef_daemon.lock.requests import Reply, Request
 from jef_daemon.ports import Heard, Lost
+from jef_daemon.workflow.events import LocksTimedOut
+from jef_daemon.workflow.inputs import LocksHeard
+
+_W = schema.workflows.c
+_MOST = 200
+"""Workflows in one step."""
 
 
 def store_of(transaction: Transaction, now: float | None = None) -> LockStore:
@@ -42,11 +51,16 @@ def _answer(transaction: Transaction, replies: Iterable[Reply]) -> None:
 
 def hear(transaction: Transaction, heard: Sequence[Heard]) -> list[Lost]:
     """The daemon's part: take the service's answers in; returns running attempts that lost their locks."""
-    return _hearing(transaction).take(heard)
+    hearing = _hearing(transaction)
+    lost = hearing.take(heard)
+    _tell_workflows(transaction, hearing.of_workflows)
+    return lost
 
 
 def go_on_locking(transaction: Transaction, answered_up_to: float) -> int:
     """Ask what is due, ask again what was not heard, give back what was not used, end what lost its locks outside.
+
+    And end workflows that have waited for theirs as long as they may.
 
     Args:
         transaction: to be committed by the caller.
@@ -66,7 +80,17 @@ def go_on_locking(transaction: Transaction, answered_up_to: float) -> int:
     _hearing(transaction).give_back(unused)
     if transaction.terms.lost_locks_fail:
         _hearing(transaction).end_outside(transaction.locks.due("lost", transaction.now))
+    waited = select(_W.key).where(_W.due_at <= transaction.now).order_by(_W.due_at).limit(_MOST)
+    keys = transaction.connection.scalars(waited).all()
+    _tell_workflows(transaction, [LocksHeard(key, LocksTimedOut()) for key in keys])
     return len(unused)
+
+
+def _tell_workflows(transaction: Transaction, heard: Sequence[LocksHeard]) -> None:
+    if heard:
+        from jef_daemon.ledger import workflows  # its libraries are for those only who carry workflows out
+
+        workflows.take(transaction, heard)
 
 
 def _hearing(transaction: Transaction) -> Hearing:

@@ -29,7 +29,7 @@ from sqlalchemy.types import TypeEngine
 
 from jef_daemon.lifecycle import Execution
 
-HEAD = "0006"
+HEAD = "0007"
 """The newest migration. A ledger at this version needs no migration tool to be opened."""
 
 metadata = MetaData()
@@ -190,19 +190,16 @@ workflows = Table(
     Column("updated_at", Double, nullable=False),
     Column("finished_at", Double),
     Column("state", Text, nullable=False, comment="JSON: workflow.state.State"),
+    Column("due_at", Double, comment="when its wait for locks is over"),
 )
 Index("workflows_by_status", workflows.c.status, workflows.c.number)
 _in_turn = (workflows.c.name, workflows.c.priority.desc(), workflows.c.number)
-for _word in ("QUEUED", "RUNNING"):
+for _word in ("QUEUED", "WAITING_FOR_LOCK", "RUNNING"):
     _is_so = text(f"status = '{_word}'")
     Index(f"workflows_{_word.lower()}", *_in_turn, sqlite_where=_is_so, postgresql_where=_is_so)
-_has_finished = text("finished_at IS NOT NULL")
-Index(
-    "workflows_by_end",
-    workflows.c.finished_at,
-    sqlite_where=_has_finished,
-    postgresql_where=_has_finished,
-)
+for _word, _column in (("end", workflows.c.finished_at), ("due_time", workflows.c.due_at)):
+    _known = _column.is_not(None)
+    Index(f"workflows_by_{_word}", _column, sqlite_where=_known, postgresql_where=_known)
 
 workflow_definitions = Table(
     "workflow_definitions",

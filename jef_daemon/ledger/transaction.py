@@ -39,6 +39,7 @@ from jef_daemon.ports import Applied, Counted, LockTimes, Outgoing, Tally
 from jef_daemon.retry import INTERRUPTED, RetryPolicy
 from jef_daemon.tokens import new_token
 from jef_daemon.traceparent import carried
+from jef_daemon.workflow.state import Bounds
 
 _CHUNK = 500
 """Ids per IN list; SQLite takes 32,766 parameters, PostgreSQL plans long lists slowly."""
@@ -89,6 +90,8 @@ class Terms:
     """Whether work outside that lost its locks is FAILED for it."""
     lock_times: LockTimes = field(default_factory=LockTimes)
     lock_limits: Limits = field(default_factory=Limits)
+    workflow_bounds: Bounds = field(default_factory=Bounds)
+    """How much a workflow may carry."""
     is_traced: bool = False
     """Whether what is told of an execution names our span of it, not its producer's."""
 

@@ -210,4 +210,9 @@ def shift(transaction: Transaction, by_s: float) -> int:
         shifted += transaction.connection.execute(
             update(schema.executions).where(clock.is_not(None), is_older).values({clock: clock + by_s})
         ).rowcount
+    waiting, begun = schema.workflows.c.due_at, schema.workflows.c.updated_at
+    is_older = or_(begun < now - _JUST_NOW_S, begun > now + _JUST_NOW_S)
+    transaction.connection.execute(
+        update(schema.workflows).where(waiting.is_not(None), is_older).values({waiting: waiting + by_s})
+    )
     return shifted

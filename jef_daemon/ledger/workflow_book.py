@@ -20,11 +20,12 @@ _AT_ONCE = 200
 """Ids in one look."""
 
 _W, _D = schema.workflows.c, schema.workflow_definitions.c
+_CHANGING = ("status", "updated_at", "finished_at", "due_at", "state")
 _INSERT = insert(schema.workflows)
 _UPDATE = (
     update(schema.workflows)
     .where(_W.number == bindparam("which"))
-    .values({name: bindparam(f"new_{name}") for name in ("status", "updated_at", "finished_at", "state")})
+    .values({name: bindparam(f"new_{name}") for name in _CHANGING})
 )
 _INSERT_HISTORY = insert(schema.workflow_history)
 
@@ -68,12 +69,14 @@ class WorkflowBook:
     def read(self, keys: Iterable[str]) -> None:
         """Read workflows that were not read yet; those that are not there stay away."""
         wanted = [key for key in dict.fromkeys(keys) if key not in self.open]
-        columns = (_W.number, _W.key, _W.name, _W.revision, _W.state)
+        columns = (_W.number, _W.key, _W.name, _W.revision, _W.state, _W.due_at)
         for start in range(0, len(wanted), _AT_ONCE):
             some = _W.key.in_(wanted[start : start + _AT_ONCE])
             for row in self._connection.execute(select(*columns).where(some)):
                 plan = plan_of(body_of(self._transaction, row.revision))
-                self.open[row.key] = Workflow(row.number, row.name, row.revision, plan, decode(row.state))
+                state = decode(row.state)
+                state.due_at = row.due_at  # it is moved when the wall clock is set
+                self.open[row.key] = Workflow(row.number, row.name, row.revision, plan, state)
 
     def write(self) -> None:
         """Write what has changed."""
@@ -90,6 +93,7 @@ class WorkflowBook:
                         "new_status": each.state.status.value,
                         "new_updated_at": now,
                         "new_finished_at": each.state.finished_at,
+                        "new_due_at": each.state.due_at,
                         "new_state": encode(each.state),
                     }
                     for each in old
@@ -152,6 +156,7 @@ def _row(workflow: Workflow, now: float) -> Mapping[str, Any]:
         "created_at": state.created_at,
         "updated_at": now,
         "finished_at": state.finished_at,
+        "due_at": state.due_at,
         "state": encode(state),
     }
 

@@ -109,6 +109,7 @@ def heading(kept: Kept) -> dict[str, Any]:
         "progress": state.progress,
         "message": state.message,
         "priority": state.priority,
+        "waitingFor": state.waiting_for,
         "cancelRequested": state.cancel_requested,
         "parent": state.parent,
         "createdAt": _told(state.created_at),
@@ -121,6 +122,15 @@ def document(kept: Kept) -> dict[str, Any]:
     """All about a workflow: its stages with their jobs, its variables and who set each."""
     state = kept.state
     return heading(kept) | {
+        "locks": [
+            {
+                "resource": held.resource,
+                "mode": held.mode.value,
+                "name": held.name,
+                "fencingToken": held.token,
+            }
+            for held in state.locks
+        ],
         "stages": [_stage(state, name, stage) for name, stage in state.stages.items()],
         "variables": [
             {"name": name, "value": value, "setBy": state.origins.get(name, "")}

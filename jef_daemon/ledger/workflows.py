@@ -11,17 +11,27 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pydantic_core import to_json
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, func, literal_column, select
 
 from jef_daemon.ledger import control, door, schema
 from jef_daemon.ledger.transaction import Transaction
 from jef_daemon.ledger.workflow_book import Workflow, WorkflowBook, body_of
 from jef_daemon.lifecycle import FINAL, Status
 from jef_daemon.workflow import events, law, messages
-from jef_daemon.workflow.inputs import Became, Begin, Input, JobEnded, RefusedRequest, WorkflowCommand
+from jef_daemon.workflow.inputs import (
+    Became,
+    Begin,
+    Input,
+    JobEnded,
+    LocksHeard,
+    RefusedRequest,
+    WorkflowCommand,
+)
 from jef_daemon.workflow.plan import plan_of
-from jef_daemon.workflow.state import Bounds, State, decode, key_of, parsed
+from jef_daemon.workflow.state import State, decode, key_of, lock_owner, parsed
 
+_BEGUN = frozenset({Status.WAITING_FOR_LOCK, Status.RUNNING})
+"""Those that count among the `concurrency` of their name: whoever waits for locks, runs as soon as it has them."""
 MOST_WITHIN = 10
 """Workflows within one another."""
 _AT_ONCE = 200
@@ -30,12 +40,12 @@ _AT_ONCE = 200
 _W, _D = schema.workflows.c, schema.workflow_definitions.c
 
 
-def take(transaction: Transaction, inputs: Sequence[Input], bounds: Bounds) -> list[Became]:
+def take(transaction: Transaction, inputs: Sequence[Input]) -> list[Became]:
     """Take what came, in order, with all that follows."""
-    return _Step(transaction, bounds).take(inputs)
+    return _Step(transaction).take(inputs)
 
 
-def reconcile(transaction: Transaction, after: int, bounds: Bounds) -> int | None:
+def reconcile(transaction: Transaction, after: int) -> int | None:
     """Take ends of jobs of this ledger whose notifications never came here, for a page of workflows.
 
     Returns:
@@ -58,7 +68,7 @@ def reconcile(transaction: Transaction, after: int, bounds: Bounds) -> int | Non
         for body in transaction.connection.scalars(select(out.notification).where(some)):
             end = messages.ended(body)
             found += [JobEnded(*end)] if end is not None else []
-    take(transaction, found, bounds)
+    take(transaction, found)
     return page[-1].number if len(page) == _AT_ONCE else None
 
 
@@ -79,10 +89,9 @@ def actions_of(canonical: str) -> set[str]:
 class _Step:
     """One transaction's worth of workflows: each is read once and written once."""
 
-    def __init__(self, transaction: Transaction, bounds: Bounds) -> None:
+    def __init__(self, transaction: Transaction) -> None:
         self._transaction = transaction
         self._connection = transaction.connection
-        self._bounds = bounds
         self._book = WorkflowBook(transaction)
         self._followed: deque[tuple[str, events.Event]] = deque()
         """What happened to other workflows by what happened to one."""
@@ -103,7 +112,7 @@ class _Step:
         return answers
 
     def _take_one(self, each: Input) -> Became:
-        if isinstance(each, JobEnded):
+        if isinstance(each, JobEnded | LocksHeard):
             return self._advance(self._book.open.get(each.key), each.event)
         if isinstance(each, Begin):
             return self._begin(each)
@@ -196,15 +205,16 @@ class _Step:
     def _apply(self, workflow: Workflow, event: events.Event) -> None:
         """Apply an event, with its effects."""
         state = workflow.state
-        was_running = state.status is Status.RUNNING
-        effects = law.advance(workflow.plan, state, event, self._transaction.now, self._bounds)
+        was_begun = state.status in _BEGUN
+        transaction = self._transaction
+        effects = law.advance(workflow.plan, state, event, transaction.now, transaction.terms.workflow_bounds)
         self._book.change(workflow)
         for effect in effects:
             self._effect(workflow, effect)
         state.sequence += 1
         self._book.tell(workflow)
         if state.status in FINAL:
-            if was_running and workflow.plan.definition.concurrency is not None:
+            if was_begun and workflow.plan.definition.concurrency is not None:
                 self._queues.add(workflow.name)
             if state.parent is not None:
                 self._tell_parent(state)
@@ -224,6 +234,10 @@ class _Step:
             transaction.post(transaction.names.jobs, effect.action, to_json(effect.request), headers)
         elif isinstance(effect, events.StartChild):
             self._start_child(workflow, effect)
+        elif isinstance(effect, events.AskLocks):
+            transaction.locks.ask_for_workflow(lock_owner(state.workflow_id), effect.locks)
+        elif isinstance(effect, events.ReleaseLocks):
+            transaction.locks.let_go([lock_owner(state.workflow_id)])
         elif effect.is_child:
             cancel = events.CancelAsked(actor="workflow", reason=effect.reason, force=effect.force)
             self._followed.append((key_of(effect.execution_id), cancel))
@@ -251,6 +265,7 @@ class _Step:
             self._end_child(effect.execution_id, Status.FAILED, error=error)
             return
         state.parent, state.depth = effect.execution_id, above.depth + 1
+        state.around = list(effect.around)
         state.children, state.traceparent = above.children, above.traceparent
         self._add(Workflow(0, effect.workflow, revision, plan, state))
 
@@ -275,11 +290,10 @@ class _Step:
 
     def _admit(self, name: str) -> None:
         """Let workflows of a name begin that were queued, as many as may run."""
-        counted = select(func.count()).where(_W.name == name, _W.status == Status.RUNNING.value)
-        running = self._connection.scalar(counted.select_from(schema.workflows)) or 0
+        running = sum(self._count(name, status) for status in _BEGUN)
         waiting = self._connection.scalars(
             select(_W.key)
-            .where(_W.name == name, _W.status == Status.QUEUED.value)
+            .where(_W.name == name, _is(Status.QUEUED))
             .order_by(_W.priority.desc(), _W.number)
             .limit(_AT_ONCE)
         ).all()
@@ -290,14 +304,23 @@ class _Step:
             if limit is not None and running >= limit:
                 return
             self._advance(workflow, events.Begun())
-            running += workflow.state.status is Status.RUNNING
+            running += workflow.state.status in _BEGUN
         if len(waiting) == _AT_ONCE:
             self._queues.add(name)
+
+    def _count(self, name: str, status: Status) -> int:
+        counted = select(func.count()).select_from(schema.workflows)
+        return self._connection.scalar(counted.where(_W.name == name, _is(status))) or 0
+
+
+def _is(status: Status) -> ColumnElement[bool]:
+    """The status as a literal: SQLite finds the index of one status by nothing else."""
+    return _W.status == literal_column(f"'{status.value}'")
 
 
 def _keys(inputs: Sequence[Input]) -> Iterable[str]:
     for each in inputs:
-        if isinstance(each, JobEnded):
+        if isinstance(each, JobEnded | LocksHeard):
             yield each.key
         elif isinstance(each, Begin):
             yield key_of(each.workflow_id)

@@ -1,7 +1,7 @@
 """A daemon's side of the locks: hears the service's answers, keeps the leases of what runs and waits alive.
 
-Its jobs' requests and releases are not sent here: they leave by the outbox, with the status that causes them
-(`ledger.job_locks`). Memory holds only the locks of jobs that run now; those that wait are rows.
+Its jobs' and workflows' requests and releases are not sent here: they leave by the outbox, with the status that causes
+them (`ledger.job_locks`). Memory holds only the locks of jobs that run now; those that wait are rows.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from jef_daemon.lock import wire
 from jef_daemon.lock.requests import Answer
 from jef_daemon.ports import Delivery, Heard, LockTimes, Lost, Outgoing, seen
 from jef_daemon.tokens import new_token
+from jef_daemon.workflow.state import key_of_owner
 
 log = structlog.get_logger()
 
@@ -214,7 +215,7 @@ class LockClient:
             await asyncio.sleep(_TICK_S if names else pause_s)
 
     async def _keep_held(self) -> None:
-        """Go round all that hold locks while nothing of theirs runs in memory: their work is outside, or timed out.
+        """Go round all that hold locks while nothing of theirs runs in memory: work outside, or timed out; workflows.
 
         What they lost, the service says. Our own clock says nothing of them: we do not know when they were renewed.
         """
@@ -222,8 +223,12 @@ class LockClient:
         while True:
             after = ""
             while names := await self._ledger.lock_states("held", after):
-                for owners in _pages([name for name in names if name not in self._held]):
+                here = [name for name in names if name not in self._held]
+                workflows = [name for name in here if key_of_owner(name) is not None]
+                for owners in _pages([name for name in here if name not in set(workflows)]):
                     await self._keep(owners)
+                for owners in _pages(workflows):
+                    await self._keep(owners, lease_s=self._times.workflow_s)
                 after = names[-1]
                 await asyncio.sleep(_BETWEEN_PAGES_S)
             await asyncio.sleep(pause_s)
@@ -241,12 +246,14 @@ class LockClient:
                 if await self._ledger.lock_states("asked"):
                     await self._keep(())
 
-    async def _keep(self, owners: Sequence[str], *, running: bool = False) -> None:
+    async def _keep(
+        self, owners: Sequence[str], *, running: bool = False, lease_s: float | None = None
+    ) -> None:
         if not self._bus.session:
             return
         correlation_id = f"keep#{self._life}#{next(self._numbers)}"
         self._sent[correlation_id] = (time.monotonic(), time.time(), tuple(owners) if running else ())
-        body = wire.keep(owners, self._times.lease_s, self._times.wait_s)
+        body = wire.keep(owners, lease_s or self._times.lease_s, self._times.wait_s)
         message = Outgoing(0, "", self._queue, body, None, correlation_id, self._reply_to)
         try:
             seen(await self._bus.publish([message]))

@@ -341,6 +341,7 @@ class Worker:
         """What an executor is given for a call, from what the ledger has."""
         execution = claimed.execution
         request = JobRequest.model_validate_json(claimed.body)
+        held = [(lock.resource, lock.mode.value, lock.fencing_token) for lock in request.workflow_locks]
         may_have_saved = action.is_async or execution.attempt > 1
         return JobInput(
             execution_id=execution.execution_id,
@@ -351,7 +352,7 @@ class Worker:
             job_context_variables=request.job_context_variables,
             workflow_context_variables=request.workflow_context_variables,
             scratch=self._scratch(execution),
-            locks={grant[0]: GrantedLock(*grant) for grant in claimed.grants},
+            locks={grant[0]: GrantedLock(*grant) for grant in (*held, *claimed.grants)},
             max_variables_bytes=self._settings.jobs.max_variables_bytes,
             call=call,
             token=f"{self._identity}.{execution.token}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from jef_daemon.lifecycle import FINAL, Status
+from jef_daemon.workflow import holding
 from jef_daemon.workflow.course import give_up
 from jef_daemon.workflow.events import CancelAsked, Refused, RetryAsked
 from jef_daemon.workflow.state import Phase, StageState
@@ -10,12 +11,13 @@ from jef_daemon.workflow.step import Step
 
 
 def begin(step: Step) -> None:
-    """Let stages start."""
+    """Let stages start, or ask for the locks that they are to run under."""
     if step.state.status is not Status.QUEUED:
         raise Refused(f"it is {step.state.status}")
-    step.state.status, step.state.began = Status.RUNNING, True
-    step.state.started_at = step.state.started_at or step.now
-    step.note("Begun")
+    if step.plan.definition.locks:
+        holding.ask(step)
+    else:
+        holding.run(step)
 
 
 def cancel(step: Step, event: CancelAsked) -> None:
@@ -50,7 +52,8 @@ def retry(step: Step, event: RetryAsked) -> None:
     for name, stage in state.stages.items():
         spec = step.plan.stages[name]
         is_failed = stage.phase is Phase.FAILED and spec.on_failure == "fail"
-        if spec.always or is_failed or stage.phase is Phase.NOT_RUN:
+        # CANCELLED: it was stopped as a lock was lost.
+        if spec.always or is_failed or stage.phase in {Phase.NOT_RUN, Phase.CANCELLED}:
             _renew(stage, keep=not spec.always)
     state.status, state.failed, state.error, state.finished_at = Status.QUEUED, "", None, None
     state.cancel_requested = False

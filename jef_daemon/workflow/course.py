@@ -7,6 +7,7 @@ from typing import Any
 
 from jef_daemon.lifecycle import FINAL, Status
 from jef_daemon.workflow.definition import MOST_ITEMS, Stage
+from jef_daemon.workflow.events import ReleaseLocks
 from jef_daemon.workflow.expressions import Expression, ExpressionError
 from jef_daemon.workflow.starting import names, passed_on, start
 from jef_daemon.workflow.state import OPEN, Phase, Run, StageState
@@ -16,7 +17,7 @@ from jef_daemon.workflow.step import Step
 def settle(step: Step) -> None:
     """Start and end whatever may start and end now."""
     if step.state.status is not Status.RUNNING:
-        if step.state.cancel_requested and step.state.status not in FINAL:
+        if step.is_ending and step.state.status not in FINAL:
             give_up(step, *step.plan.stages)
             _finish(step)
         return
@@ -131,10 +132,10 @@ def _end_stage(step: Step, name: str, stage: StageState, spec: Stage, phase: Pha
     stage.phase = phase
     if phase is not Phase.FAILED:
         return
-    if stage.error and stage.error["type"] == "ExpressionError":
+    if stage.error and stage.error["type"] in {"ExpressionError", "LockConflict"}:
         step.note("Failed", name, reason=stage.error["message"])
     if spec.on_failure == "fail":
-        if not step.state.failed:
+        if step.state.error is None:
             step.state.failed, step.state.error = name, stage.error
     elif spec.goto:
         between = step.plan.after[name] - step.plan.after[spec.goto] - {spec.goto}
@@ -175,17 +176,22 @@ def _is_true(condition: Expression | bool, names: Mapping[str, Any]) -> bool:
 def _finish(step: Step) -> None:
     state = step.state
     state.finished_at = step.now
+    state.waiting_for = state.due_at = None
     phases = {stage.phase for stage in state.stages.values()}
     if state.cancel_requested and phases & {Phase.CANCELLED, Phase.NOT_RUN}:
         state.status, state.message = Status.CANCELLED, state.cancelled_by
-    elif state.failed:
-        error = state.error or {}
+    elif state.error is not None:
+        error = state.error
         said = f"{error.get('type', 'Failed')}: {error.get('message', '')}".removesuffix(": ")
-        state.status, state.message = Status.FAILED, f"stage {state.failed}: {said}"
+        state.status, state.message = Status.FAILED, f"stage {state.failed}: {said}" if state.failed else said
     else:
         state.status, state.message = Status.COMPLETED, ""
     _count(step)
     step.note(state.status.value.capitalize(), reason=state.message)
+    if state.locks:
+        for held in state.locks:
+            held.token = None
+        step.effects.append(ReleaseLocks())
 
 
 def _tell(step: Step) -> None:
@@ -197,9 +203,8 @@ def _tell(step: Step) -> None:
     silent = [name for name in running if any(run.timed_out for run in state.stages[name].runs)]
     state.message = ", ".join(running[:10]) + (f"; timed out: {', '.join(silent[:10])}" if silent else "")
     if step.is_ending:
-        state.message = (
-            f"{'cancelling' if state.cancel_requested else f'{state.failed} failed'}: {state.message}"
-        )
+        why = f"{state.failed} failed" if state.failed else "its locks are lost"
+        state.message = f"{'cancelling' if state.cancel_requested else why}: {state.message}"
 
 
 def _count(step: Step) -> None:

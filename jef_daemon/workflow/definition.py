@@ -155,7 +155,22 @@ class Definition(_Part):
         le=100_000,
         description="Workflows of this name that run at the same time; others are QUEUED.",
     )
+    locks: list[LockWish] = Field(
+        default_factory=list,
+        max_length=64,
+        description="Held by the workflow, from before its first stage until it is over; expressions see `workflow` "
+        "and `workflowId`.",
+    )
+    lock_timeout: Annotated[float, Field(gt=0, le=365 * 86400)] | None = Field(
+        default=None, description="Seconds that it waits for its locks at most; unset: for ever."
+    )
     stages: list[Stage] = Field(min_length=1, max_length=MOST_STAGES, description="In order.")
+
+    @model_validator(mode="after")
+    def _waits_for_something(self) -> Definition:
+        if self.lock_timeout is not None and not self.locks:
+            raise ValueError("lockTimeout is for locks; name some, or take it out")
+        return self
 
     @property
     def revision(self) -> str:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jef_daemon.lifecycle import Status
+from jef_daemon.lock.state import Mode
+from jef_daemon.workflow.state import Holding
 
 
 class Refused(Exception):
@@ -44,6 +46,47 @@ class Ended(Event):
     job_variables: Mapping[str, Any] = field(default_factory=dict)
     workflow_variables: Mapping[str, Any] = field(default_factory=dict)
     error: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocksAwaited(Event):
+    """Others hold what it asked for."""
+
+    actor: str = "locks"
+    place: Mapping[str, Any]
+    """resource, mode, position, holders."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocksGranted(Event):
+    """It holds all its locks."""
+
+    actor: str = "locks"
+    tokens: Mapping[str, int]
+    """Fencing numbers, by the lock service's names."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocksRefused(Event):
+    """It can never have them."""
+
+    actor: str = "locks"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocksTimedOut(Event):
+    """It has waited for them as long as it may."""
+
+    actor: str = "watcher"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocksLost(Event):
+    """It holds them no more: the lease ended, or an operator took one away."""
+
+    actor: str = "locks"
+    is_failure: bool = True
+    """Whether that is the workflow's failure."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +128,8 @@ class StartChild:
     workflow: str
     variables: dict[str, Any]
     priority: int
+    around: tuple[Holding, ...] = ()
+    """Locks that are held already where it runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +144,19 @@ class CancelJob:
 
 
 @dataclass(frozen=True, slots=True)
+class AskLocks:
+    """Its locks are to be asked for."""
+
+    locks: tuple[tuple[str, Mode], ...]
+    """Names and modes."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseLocks:
+    """It needs its locks no more, nor a place among those who wait for them."""
+
+
+@dataclass(frozen=True, slots=True)
 class Noted:
     """A line of the history."""
 
@@ -108,4 +166,4 @@ class Noted:
     reason: str = ""
 
 
-Effect = StartJob | StartChild | CancelJob | Noted
+Effect = StartJob | StartChild | CancelJob | AskLocks | ReleaseLocks | Noted

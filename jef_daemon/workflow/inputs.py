@@ -9,7 +9,7 @@ from typing import Any
 
 from jef_daemon.messages import Control
 from jef_daemon.ports import Refusal
-from jef_daemon.workflow.events import Ended
+from jef_daemon.workflow.events import Ended, Event
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,15 @@ class JobEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class LocksHeard:
+    """The lock service has answered a workflow, or its clock has run out."""
+
+    key: str
+    """Of the workflow."""
+    event: Event
+
+
+@dataclass(frozen=True, slots=True)
 class WorkflowCommand:
     """Somebody wants something of a workflow."""
 
@@ -52,7 +61,7 @@ class WorkflowCommand:
     correlation_id: str | None = None
 
 
-Input = Begin | RefusedRequest | JobEnded | WorkflowCommand
+Input = Begin | RefusedRequest | JobEnded | LocksHeard | WorkflowCommand
 
 
 class Became(StrEnum):

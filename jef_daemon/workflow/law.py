@@ -1,9 +1,9 @@
 """The law of workflows: a state and an event → what changes, and what is to be sent. Pure: no I/O, no clock.
 
-Everything that moves a workflow is here and in its parts: `ends` (a job's end), `commands` (begin, cancel, retry), then
-`course` (what starts and ends now), by `starting` (requests). `advance` changes the state that it is given (the caller
-has just read it, and writes it back in the same transaction as what the effects say) and refuses what does not concern
-it.
+Everything that moves a workflow is here and in its parts: `ends` (a job's end), `commands` (begin, cancel, retry),
+`holding` (locks across stages), then `course` (what starts and ends now), by `starting` (requests). `advance` changes
+the state that it is given (the caller has just read it, and writes it back in the same transaction as what the effects
+say) and refuses what does not concern it.
 
 A stage starts when its needs have passed: COMPLETED, SKIPPED, or FAILED with an `onFailure` that goes on. A failure
 that is the workflow's lets what runs come to its end and starts nothing more but the `always` stages; so a retry finds
@@ -13,13 +13,27 @@ workflow variables override the context.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from jef_daemon.workflow import holding
 from jef_daemon.workflow.commands import begin, cancel, retry
 from jef_daemon.workflow.course import settle
 from jef_daemon.workflow.ends import end
-from jef_daemon.workflow.events import Begun, CancelAsked, Effect, Ended, Event, Refused, RetryAsked
+from jef_daemon.workflow.events import (
+    Begun,
+    CancelAsked,
+    Effect,
+    Ended,
+    Event,
+    LocksAwaited,
+    LocksGranted,
+    LocksLost,
+    LocksRefused,
+    LocksTimedOut,
+    Refused,
+    RetryAsked,
+)
 from jef_daemon.workflow.plan import Plan
 from jef_daemon.workflow.state import Bounds, Phase, StageState, State, execution_id, key_of
 from jef_daemon.workflow.step import Step
@@ -64,14 +78,7 @@ def advance(plan: Plan, state: State, event: Event, now: float, bounds: Bounds =
         Refused: it does not concern the workflow as it is.
     """
     step = Step(plan, state, now, bounds)
-    if isinstance(event, Ended):
-        end(step, event)
-    elif isinstance(event, Begun):
-        begin(step)
-    elif isinstance(event, CancelAsked):
-        cancel(step, event)
-    elif isinstance(event, RetryAsked):
-        retry(step, event)
+    _APPLY[type(event)](step, event)
     settle(step)
     return step.effects
 
@@ -84,3 +91,17 @@ def running(state: State, plan: Plan) -> Iterable[tuple[str, bool]]:
             if run.phase is Phase.RUNNING:
                 which = index if stage.is_list else None
                 yield execution_id(state.key, name, which, run.attempt), spec.workflow is not None
+
+
+# `Any`: each function takes the one event it stands beside.
+_APPLY: dict[type[Event], Callable[[Step, Any], None]] = {
+    Begun: lambda step, _: begin(step),
+    Ended: end,
+    LocksAwaited: holding.awaited,
+    LocksGranted: holding.granted,
+    LocksRefused: holding.refused,
+    LocksTimedOut: holding.timed_out,
+    LocksLost: holding.lost,
+    CancelAsked: cancel,
+    RetryAsked: retry,
+}

@@ -8,7 +8,7 @@ from pydantic import AwareDatetime, Field
 from pydantic_core import from_json, to_json
 
 from jef_daemon.lifecycle import FINAL, Status
-from jef_daemon.messages import ErrorInfo, Variables, Wire, timestamp
+from jef_daemon.messages import ErrorInfo, Variables, WaitingFor, Wire, timestamp
 from jef_daemon.workflow import events
 from jef_daemon.workflow.state import Phase, State, parsed
 
@@ -35,11 +35,12 @@ class WorkflowNotification(Wire):
     workflow: str = Field(description="The name of its definition.")
     progress: int = Field(ge=0, le=100, description="Stages that have ended, of all.")
     message: str
-    status: Status = Field(description="QUEUED, RUNNING, COMPLETED, FAILED, CANCELLED.")
+    status: Status = Field(description="QUEUED, WAITING_FOR_LOCK, RUNNING, COMPLETED, FAILED, CANCELLED.")
     revision: str | None = Field(description="Of its definition; null: it was refused.")
     sequence: int = Field(ge=0, description="Rises with each notification of a workflow; drop what you saw.")
     timestamp: AwareDatetime
     stages: list[StageInfo] | None = Field(default=None, description="In the order of the definition.")
+    waiting_for: WaitingFor | None = Field(default=None, description="WAITING_FOR_LOCK only.")
     cancel_requested: bool | None = None
     variables: Variables | None = Field(default=None, description="COMPLETED only: the workflow's context.")
     error: WorkflowError | None = Field(default=None, description="FAILED only.")
@@ -58,6 +59,8 @@ def notification(state: State, name: str, revision: str, now: float) -> bytes:
         "timestamp": timestamp(now),
         "stages": [{"name": each, "status": stage.phase} for each, stage in state.stages.items()],
     }
+    if state.waiting_for is not None:
+        told["waitingFor"] = state.waiting_for
     if state.cancel_requested and state.status not in FINAL:
         told["cancelRequested"] = True
     if state.status is Status.COMPLETED:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from jef_daemon.lock.state import Mode
 from jef_daemon.workflow.definition import Definition, Stage
 from jef_daemon.workflow.expressions import (
     Expression,
@@ -24,6 +25,8 @@ ROOTS = ("workflow", "job", "stages", "workflowId")
 """What every expression sees."""
 ITEM_ROOTS = ("item", "index")
 """What expressions of a `forEach` stage see beside."""
+LOCK_ROOTS = ("workflow", "workflowId")
+"""What expressions of the workflow's own locks see: they are asked for before anything runs."""
 STAGE_KEYS = ("status", "result", "variables", "error")
 """What is known of a stage that has ended."""
 
@@ -100,6 +103,8 @@ def plan_of(canonical: str) -> Plan:
 
 def texts(definition: Definition) -> Iterator[tuple[Where, str, bool]]:
     """Every text that may hold expressions: where it is, the text, and whether it is one without braces."""
+    for which, lock in enumerate(definition.locks):
+        yield from _templates(lock.resource, ("locks", which, "resource"))
     for number, stage in enumerate(definition.stages):
         at: Where = ("stages", number)
         if isinstance(stage.when, str):
@@ -138,6 +143,7 @@ def _flaws(definition: Definition) -> Iterator[Flaw]:
         yield Flaw(("stages", number, "needs"), f"a circle: {said}; take one of them out")
         return
     yield from _goto_flaws(definition, needs)
+    yield from _lock_flaws(definition)
     yield from _expression_flaws(definition, needs)
 
 
@@ -176,19 +182,36 @@ def _goto_flaws(definition: Definition, needs: Mapping[str, list[str]]) -> Itera
             )
 
 
+def _lock_flaws(definition: Definition) -> Iterator[Flaw]:
+    """What would wait for its own workflow."""
+    held: dict[str, Mode] = {}
+    for lock in definition.locks:
+        held[lock.resource] = stronger(held.get(lock.resource), lock.mode)
+    for number, stage in enumerate(definition.stages):
+        for which, lock in enumerate(stage.locks):
+            mine = held.get(lock.resource)
+            if mine is not None and not mine.covers(lock.mode):
+                said = f"the workflow holds {lock.resource!r} SHARED, the stage wants it EXCLUSIVE"
+                remedy = "let the workflow hold it EXCLUSIVE, or only the stage"
+                yield Flaw(("stages", number, "locks", which), f"{said}: {remedy}")
+
+
 def _expression_flaws(definition: Definition, needs: Mapping[str, list[str]]) -> Iterator[Flaw]:
     declared = {*definition.variables, *definition.required}
     ordinary = {stage.name for stage in definition.stages if not stage.always}
     for where, text, is_bare in texts(definition):
-        stage = definition.stages[int(where[1])]
-        before = ordinary if stage.always else _before(stage.name, needs)
-        has_item = stage.for_each is not None and where[2] not in {"when", "forEach"}
+        roots: tuple[str, ...] = LOCK_ROOTS
+        before: set[str] = set()
+        if where[0] == "stages":
+            stage = definition.stages[int(where[1])]
+            before = ordinary if stage.always else _before(stage.name, needs)
+            has_item = stage.for_each is not None and where[2] not in {"when", "forEach"}
+            roots = ROOTS + (ITEM_ROOTS if has_item else ())
         try:
             found = expression(text) if is_bare else template(text)
         except ExpressionError as error:
             yield Flaw(where, str(error))
             continue
-        roots = ROOTS + (ITEM_ROOTS if has_item else ())
         for said in sorted(
             {_unreadable(path, roots, declared, before, ordinary) for path in found.reads} - {""}
         ):
@@ -211,6 +234,11 @@ def _unreadable(
     if root == "stages" and len(path) > 2 and path[2] not in STAGE_KEYS:
         return f"of a stage there is no {path[2]!r}; there is {', '.join(STAGE_KEYS)}"
     return ""
+
+
+def stronger(one: Mode | None, other: Mode) -> Mode:
+    """Of the modes in which a resource is named twice, the one that counts."""
+    return Mode.EXCLUSIVE if Mode.EXCLUSIVE in (one, other) else other
 
 
 def _like(word: str, known: Iterable[str]) -> str:

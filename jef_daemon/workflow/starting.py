@@ -10,6 +10,7 @@ from jef_daemon.messages import timestamp
 from jef_daemon.workflow.definition import Stage
 from jef_daemon.workflow.events import StartChild, StartJob
 from jef_daemon.workflow.expressions import ExpressionError, render
+from jef_daemon.workflow.holding import Conflict, as_asked, resource_name, told
 from jef_daemon.workflow.state import OPEN, Phase, Run, StageState, execution_id
 from jef_daemon.workflow.step import Step
 
@@ -24,8 +25,9 @@ def start(step: Step, name: str, stage: StageState, spec: Stage, index: int, run
         effect = (
             _job(step, identity, name, spec, run, seen) if spec.action else _child(step, identity, spec, seen)
         )
-    except ExpressionError as error:
-        run.phase, run.error = Phase.FAILED, {"type": "ExpressionError", "message": str(error)}
+    except (ExpressionError, Conflict) as error:
+        kind = "ExpressionError" if isinstance(error, ExpressionError) else "LockConflict"
+        run.phase, run.error = Phase.FAILED, {"type": kind, "message": str(error)}
         return
     run.phase, run.attempt, run.tries = Phase.RUNNING, attempt, run.tries + 1
     run.sequence, run.timed_out, run.error = -1, False, None
@@ -45,11 +47,16 @@ def _job(step: Step, identity: str, name: str, spec: Stage, run: Run, names: dic
         "jobContextVariables": names["job"],
         "workflowContextVariables": step.state.context,
         "locks": [
-            {"resource": _lock_name(render(lock.resource, names)), "mode": lock.mode} for lock in spec.locks
+            {"resource": as_asked(step.state, name, mode), "mode": mode}
+            for name, mode in (
+                (resource_name(render(lock.resource, names)), lock.mode) for lock in spec.locks
+            )
         ],
         "priority": step.state.priority if spec.priority is None else spec.priority,
         "timeouts": spec.timeouts.model_dump(by_alias=True),
     }
+    if held := told(step.state):
+        request["workflowLocks"] = held
     if run.tries and spec.retry.delay:
         request["notBefore"] = timestamp(step.now + spec.retry.delay)
     size = len(to_json(request))
@@ -61,7 +68,8 @@ def _job(step: Step, identity: str, name: str, spec: Stage, run: Run, names: dic
 def _child(step: Step, identity: str, spec: Stage, names: dict[str, Any]) -> StartChild:
     variables = render(spec.variables, names)
     priority = step.state.priority if spec.priority is None else spec.priority
-    return StartChild(identity, str(spec.workflow), variables, priority)
+    around = (*step.state.locks, *step.state.around)
+    return StartChild(identity, str(spec.workflow), variables, priority, around)
 
 
 def names(step: Step, name: str) -> dict[str, Any]:
@@ -81,13 +89,6 @@ def passed_on(step: Step, name: str) -> dict[str, Any]:
     for need in step.plan.needs[name]:
         found |= step.state.stages[need].job
     return found
-
-
-def _lock_name(found: Any) -> str:
-    name = found if isinstance(found, str) else to_json(found).decode()
-    if not 1 <= len(name) <= 255:
-        raise ExpressionError(f"locks: a resource's name has 1 to 255 characters, not {len(name)}")
-    return name
 
 
 def _told(stage: StageState) -> dict[str, Any]:

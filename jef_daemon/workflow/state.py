@@ -12,6 +12,7 @@ from typing import Any
 from pydantic_core import from_json, to_json
 
 from jef_daemon.lifecycle import Status
+from jef_daemon.lock.state import Mode
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,21 @@ class StageState:
 
 
 @dataclass(slots=True)
+class Holding:
+    """A lock that a workflow holds, or is to hold, across its stages."""
+
+    resource: str
+    """As its definition names it."""
+    mode: Mode
+    name: str
+    """As the lock service knows it: another one where a workflow around this one holds the resource."""
+    within: str
+    """As stages and workflows within this one ask for it: it keeps them from one another, not from this one."""
+    token: int | None = None
+    """Fencing number; None: it is not held."""
+
+
+@dataclass(slots=True)
 class State:
     """One workflow. Times are UTC seconds since the epoch."""
 
@@ -105,6 +121,15 @@ class State:
     failed: str = ""
     """The first stage whose failure is the workflow's."""
     error: dict[str, Any] | None = None
+    """Why nothing begins any more but the `always` stages."""
+    locks: list[Holding] = field(default_factory=list)
+    """Its own, from when it first asked for them."""
+    around: list[Holding] = field(default_factory=list)
+    """Those of the workflows that it is within, the nearest first."""
+    waiting_for: dict[str, Any] | None = None
+    """What it waits for: resource, mode, position, holders."""
+    due_at: float | None = None
+    """When its wait for locks is over."""
     cancel_requested: bool = False
     cancelled_by: str = ""
     message: str = ""
@@ -129,6 +154,9 @@ class State:
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 _KEY_CHARACTERS = 64
+_OWNER = "workflow/"
+MOST_CHARACTERS = 255
+"""Of a resource's or an owner's name."""
 
 
 def key_of(workflow_id: str) -> str:
@@ -137,6 +165,25 @@ def key_of(workflow_id: str) -> str:
     if len(workflow_id) <= _KEY_CHARACTERS and not _UNSAFE.search(workflow_id):
         return workflow_id
     return "wf-" + hashlib.sha256(workflow_id.encode()).hexdigest()[:40]
+
+
+def lock_owner(workflow_id: str) -> str:
+    """The owner of the locks that a workflow holds: no job's execution id has a slash."""
+    name = f"{_OWNER}{workflow_id}"
+    return name if len(name) <= MOST_CHARACTERS else _OWNER + key_of(workflow_id)
+
+
+def key_of_owner(owner: str) -> str | None:
+    """The key of the workflow that holds locks under a name; None: it is a job's."""
+    return key_of(owner.removeprefix(_OWNER)) if owner.startswith(_OWNER) else None
+
+
+def within(owner: str, resource: str) -> str:
+    """What stages and workflows within a workflow ask for instead of a resource that it holds."""
+    name = f"{owner}/{resource}"
+    if len(name) <= MOST_CHARACTERS:
+        return name
+    return f"{_OWNER}{hashlib.sha256(name.encode()).hexdigest()[:40]}"
 
 
 def execution_id(key: str, stage: str, index: int | None, attempt: int) -> str:
@@ -167,6 +214,8 @@ def decode(text: str) -> State:
     raw = from_json(text)
     raw["status"] = Status(raw["status"])
     raw["stages"] = {name: _stage(found) for name, found in raw["stages"].items()}
+    for word in ("locks", "around"):
+        raw[word] = [_holding(found) for found in raw.get(word, ())]
     return State(**{key: value for key, value in raw.items() if key in _STATE})
 
 
@@ -178,6 +227,11 @@ def _stage(raw: dict[str, Any]) -> StageState:
         runs.append(Run(**run))
     raw["runs"] = runs
     return StageState(**raw)
+
+
+def _holding(raw: dict[str, Any]) -> Holding:
+    raw["mode"] = Mode(raw["mode"])
+    return Holding(**raw)
 
 
 _STATE = frozenset(each.name for each in dataclasses.fields(State))

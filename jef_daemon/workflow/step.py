@@ -27,7 +27,7 @@ class Step:
     @property
     def is_ending(self) -> bool:
         """Whether nothing begins any more but the `always` stages."""
-        return bool(self.state.failed) or self.state.cancel_requested
+        return self.state.error is not None or self.state.cancel_requested
 
     def goes_on(self, stage: str) -> bool:
         """Whether a stage may have further jobs; those that clean up may, whatever became of the others."""
@@ -40,6 +40,12 @@ class Step:
         is_list = self.state.stages[stage].is_list
         name = execution_id(self.state.key, stage, index if is_list else None, run.attempt)
         self.effects.append(CancelJob(name, reason, force, spec.workflow is not None))
+
+    def fail(self, kind: str, said: str, actor: str = "coordinator") -> None:
+        """Fail the workflow as a whole; the first failure stays."""
+        self.note(kind, actor=actor, reason=said)
+        if self.state.error is None:
+            self.state.error = {"type": kind, "message": said}
 
     def note(self, event: str, stage: str = "", actor: str = "coordinator", reason: str = "") -> None:
         """Add a line to the history."""

@@ -56,6 +56,7 @@ keys = st.sampled_from(
         "jobContextVariables",
         "workflowContextVariables",
         "locks",
+        "workflowLocks",
         "priority",
         "notBefore",
         "timeouts",
@@ -74,6 +75,12 @@ requests = st.fixed_dictionaries(
         "locks": st.lists(
             st.fixed_dictionaries({"resource": names, "mode": st.sampled_from(["SHARED", "EXCLUSIVE"])}),
             max_size=3,
+        ),
+        "workflowLocks": st.lists(
+            st.fixed_dictionaries(
+                {"resource": names, "mode": st.just("SHARED"), "fencingToken": st.integers(0, 2**40)}
+            ),
+            max_size=2,
         ),
         "priority": st.integers(-1000, 1000),
         "notBefore": st.none() | instants.map(lambda instant: instant.isoformat()),
@@ -143,6 +150,7 @@ def test_what_was_sent_is_what_is_read(request: dict[str, Any]) -> None:
         "jobContextVariables": {},
         "workflowContextVariables": {},
         "locks": [],
+        "workflowLocks": [],
         "priority": 0,
         "retry": None,
     }

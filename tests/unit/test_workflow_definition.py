@@ -97,6 +97,38 @@ def test_the_example_of_the_page_is_right(tmp_path: Path) -> None:
             "name: w\nstages:\n- {name: a, action: x, onTimeout: retry}",
             "w.yaml:3: stage a: onTimeout: retry needs retry.attempts above 1",
         ),
+        (
+            "name: w\nvariables: {a: 1}\nlocks:\n- resource: 'asset/{{ job.a }}'\nstages: [{name: a, action: x}]",
+            "w.yaml:4: locks.0.resource: there is no 'job'; expressions see workflow, workflowId",
+        ),
+        (
+            (
+                "name: w\nvariables: {asset: 1}\nlocks:\n- {resource: b}\n- resource: '{{ workflow.aset }}'\n"
+                "stages: [{name: a, action: x}]"
+            ),
+            (
+                "w.yaml:5: locks.1.resource: no variable 'aset' is declared; do you mean 'asset'?; "
+                "declare it in variables or required"
+            ),
+        ),
+        (
+            (
+                "name: w\nlocks:\n- {resource: r, mode: SHARED}\nstages:\n- name: a\n  action: x\n  locks:\n"
+                "  - {resource: s}\n  - {resource: r}"
+            ),
+            (
+                "w.yaml:9: stage a.locks.1: the workflow holds 'r' SHARED, the stage wants it EXCLUSIVE: "
+                "let the workflow hold it EXCLUSIVE, or only the stage"
+            ),
+        ),
+        (
+            "name: w\nlocks:\n- {resource: r, mode: ALONE}\nstages: [{name: a, action: x}]",
+            "w.yaml:3: locks.0.mode: input should be 'SHARED' or 'EXCLUSIVE'",
+        ),
+        (
+            "name: w\nlockTimeout: 5\nstages: [{name: a, action: x}]",
+            "w.yaml:1: lockTimeout is for locks; name some, or take it out",
+        ),
         ("name: w\nstages:\n- {name: a}", "w.yaml:3: stage a: an action or a workflow, one of the two"),
         (
             "name: w\nname: w\nstages: []",
@@ -107,6 +139,13 @@ def test_the_example_of_the_page_is_right(tmp_path: Path) -> None:
 )
 def test_each_mistake_is_told_with_its_line(tmp_path: Path, text: str, line: str) -> None:
     assert said(written(tmp_path, text)) == [line]
+
+
+def test_a_stage_may_want_less_than_its_workflow_holds(tmp_path: Path) -> None:
+    """And the same resource named twice is held in the stronger mode."""
+    locks = "[{resource: r, mode: SHARED}, {resource: r}]"
+    stage = "{name: a, action: x, locks: [{resource: r}, {resource: r, mode: SHARED}]}"
+    load(written(tmp_path, f"name: w\nlocks: {locks}\nlockTimeout: 5\nstages: [{stage}]"))
 
 
 def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:

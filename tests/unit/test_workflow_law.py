@@ -1,4 +1,4 @@
-"""The law of workflows: random graphs and outcomes against a naive interpreter; and each rule by itself."""
+"""The law of workflows: random graphs and outcomes against a naive interpreter. `test_workflow_rules` has each rule."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from jef_daemon.lifecycle import FINAL, Status
+from jef_daemon.lock.state import Mode
 from jef_daemon.workflow import events, law
 from jef_daemon.workflow.definition import Definition
 from jef_daemon.workflow.plan import Plan, plan
-from jef_daemon.workflow.state import Bounds, Phase, State, decode, encode, key_of, parsed
+from jef_daemon.workflow.state import Phase, State, decode, encode, parsed
 
 C, F, X, T = Status.COMPLETED, Status.FAILED, Status.CANCELLED, Status.TIMED_OUT
 OVER = {"COMPLETED", "FAILED", "SKIPPED", "CANCELLED", "NOT_RUN"}
@@ -52,7 +53,8 @@ def definitions(draw: st.DrawFn) -> Definition:
             stage["onFailure"] = f"goto {draw(st.sampled_from(behind))}"
     last = range(draw(st.integers(0, 2)))
     stages += [{"name": f"z{number}", "action": "a", "always": True} for number in last]
-    return Definition.model_validate({"name": "w", "variables": {"x": 0}, "stages": stages})
+    locks = {"locks": [{"resource": "r"}]} if draw(st.booleans()) else {}
+    return Definition.model_validate({"name": "w", "variables": {"x": 0}, "stages": stages, **locks})
 
 
 class Workflows(RuleBasedStateMachine):
@@ -77,7 +79,16 @@ class Workflows(RuleBasedStateMachine):
         self.retries = 0
         self.went_past: set[str] = set()
         """Stages that a goto skipped: they were never asked whether they would run, and were given nothing."""
+        self.locks = "free"
+        """`asked`, `held`, `lost` or `free`."""
+        self.ran = self.lost = self.refused = False
+        self.begin()
+
+    def begin(self) -> None:
+        self.lost = self.refused = False
         self.apply(events.Begun())
+        self.ran |= not self.plan.definition.locks
+        assert (self.state.status is Status.WAITING_FOR_LOCK) == bool(self.plan.definition.locks)
 
     # --- what is done to it ------------------------------------------------------------------------------
 
@@ -92,8 +103,39 @@ class Workflows(RuleBasedStateMachine):
             elif isinstance(effect, events.CancelJob):
                 assert self.jobs[effect.execution_id] == "open"
                 self.asked_to_stop.add(effect.execution_id)
+            elif isinstance(effect, events.AskLocks):
+                assert effect.locks == (("r", Mode.EXCLUSIVE),)
+                self.locks = "asked"
+            elif isinstance(effect, events.ReleaseLocks):
+                assert not self.open_jobs(), "nothing runs on without them"
+                self.locks = "free"
             elif isinstance(effect, events.Noted) and "goto" in effect.reason:
                 self.went_past.add(effect.stage)
+
+    @precondition(lambda self: self.locks == "asked")
+    @rule()
+    def its_locks_are_granted(self) -> None:
+        self.locks, self.ran = "held", True
+        self.apply(events.LocksGranted(tokens={"r": 7}))
+
+    @precondition(lambda self: self.locks == "asked")
+    @rule(rarely=st.integers(0, 3))
+    def its_locks_are_refused(self, rarely: int) -> None:
+        if not rarely:
+            self.refused = True
+            self.apply(events.LocksRefused(reason="no"))
+
+    @precondition(lambda self: self.locks == "held")
+    @rule(rarely=st.integers(0, 3))
+    def a_lock_is_lost(self, rarely: int) -> None:
+        if rarely:
+            return
+        self.locks, self.lost = "lost", True
+        ordinary = {
+            job for job in self.open_jobs() if not self.plan.stages[job.split(":")[1].split(".")[0]].always
+        }
+        self.apply(events.LocksLost(reason="gone"))
+        assert ordinary <= self.asked_to_stop
 
     @precondition(lambda self: self.open_jobs())
     @rule(which=st.integers(0, 9), outcome=st.sampled_from([C, C, C, F, F, X, T, T]), value=st.integers(1, 5))
@@ -118,7 +160,7 @@ class Workflows(RuleBasedStateMachine):
             law.advance(self.plan, self.state, event, 2.0)
         assert self.state == before
 
-    @precondition(lambda self: self.state.status is Status.RUNNING)
+    @precondition(lambda self: self.state.status in {Status.RUNNING, Status.WAITING_FOR_LOCK})
     @rule(force=st.booleans(), rarely=st.integers(0, 4))
     def cancel(self, force: bool, rarely: int) -> None:
         if rarely or (self.cancelled and not force):
@@ -133,9 +175,9 @@ class Workflows(RuleBasedStateMachine):
         self.cancelled = self.forced = False
         self.apply(events.RetryAsked())
         assert self.state.status is Status.QUEUED
-        self.apply(events.Begun())
+        self.begin()
 
-    @precondition(lambda self: not self.open_jobs())
+    @precondition(lambda self: not self.open_jobs() and self.locks != "asked")
     @rule()
     def look(self) -> None:
         """Whatever it has come to."""
@@ -181,6 +223,7 @@ class Workflows(RuleBasedStateMachine):
         else:
             assert not self.cancelled
             assert not self.state.failed
+            assert self.locks == ("held" if self.plan.definition.locks else "free")
 
     def expected(self, stage: str) -> dict[str, Any]:
         """What the stages before pass on: a skipped one, what it was given; a failed one, what of it was done."""
@@ -203,7 +246,9 @@ class Workflows(RuleBasedStateMachine):
     def it_ends_when_and_only_when_its_stages_have(self) -> None:
         is_over = all(stage.phase.value in OVER for stage in self.state.stages.values())
         assert is_over == (self.state.status in FINAL)
-        assert bool(self.open_jobs()) == (self.state.status not in FINAL), "neither forgotten nor early"
+        assert bool(self.open_jobs()) == (self.state.status is Status.RUNNING), "neither forgotten nor early"
+        assert (self.locks == "asked") == (self.state.status is Status.WAITING_FOR_LOCK)
+        assert self.locks == "free" or self.state.status not in FINAL
 
     @invariant()
     def its_status_is_what_its_stages_make_it(self) -> None:
@@ -218,11 +263,11 @@ class Workflows(RuleBasedStateMachine):
         if self.cancelled and phases & {Phase.CANCELLED, Phase.NOT_RUN}:
             assert self.state.status is X
         else:
-            assert self.state.status is (F if failed else C)
+            assert self.state.status is (F if failed or self.lost or self.refused else C)
 
     @invariant()
     def always_is_always(self) -> None:
-        if self.state.status in FINAL and not self.forced:
+        if self.state.status in FINAL and self.ran and not self.forced:
             ran = {name.split(":")[1] for name in self.jobs}
             assert {stage.name for stage in self.plan.last} <= ran
 
@@ -236,6 +281,8 @@ class Workflows(RuleBasedStateMachine):
         """Whatever happened: once every job ends, the workflow does."""
         if not hasattr(self, "plan"):
             return
+        if self.locks == "asked":
+            self.its_locks_are_granted()
         for _ in range(500):
             if not self.open_jobs():
                 break
@@ -244,214 +291,3 @@ class Workflows(RuleBasedStateMachine):
 
 
 TestWorkflows = Workflows.TestCase
-
-
-# --- rule by rule ----------------------------------------------------------------------------------------
-
-
-class Course:
-    """One workflow, driven by hand."""
-
-    def __init__(self, *stages: dict[str, Any], bounds: Bounds = law.DEFAULTS, **more: Any) -> None:
-        spelled = [{"action": "a"} | stage if "workflow" not in stage else stage for stage in stages]
-        self.plan = plan(Definition.model_validate({"name": "w", "stages": spelled, **more}))
-        self.state = law.new(self.plan, "w", {}, 0, 0.0)
-        self.bounds = bounds
-        self.effects: list[events.Effect] = []
-        self.do(events.Begun())
-
-    def do(self, event: events.Event) -> list[events.Effect]:
-        self.state = decode(encode(self.state))
-        new = law.advance(self.plan, self.state, event, 100.0, self.bounds)
-        self.effects += new
-        return new
-
-    def end(self, name: str, status: Status = C, **more: Any) -> list[events.Effect]:
-        found = parsed(f"w:{name}")
-        assert found is not None
-        _, stage, index, attempt = found
-        return self.do(events.Ended(stage=stage, index=index, attempt=attempt, status=status, **more))
-
-    def asked(self) -> list[str]:
-        """Jobs that were asked for, in order."""
-        jobs = [
-            effect.request["executionId"] for effect in self.effects if isinstance(effect, events.StartJob)
-        ]
-        return [job.removeprefix("w:") for job in jobs]
-
-    def request(self, name: str) -> dict[str, Any]:
-        """The request for a job."""
-        jobs = [effect.request for effect in self.effects if isinstance(effect, events.StartJob)]
-        return next(job for job in jobs if job["executionId"] == f"w:{name}")
-
-    def phases(self) -> dict[str, str]:
-        return {name: stage.phase.value for name, stage in self.state.stages.items()}
-
-
-def test_a_join_waits_for_all_and_later_needs_win() -> None:
-    fork = {"name": "a"}, {"name": "b", "needs": []}, {"name": "c", "needs": ["b", "a"]}
-    course = Course(*fork)
-    assert course.asked() == ["a:1", "b:1"]
-    course.end("a:1", job_variables={"k": "a", "only": 1})
-    assert course.asked() == ["a:1", "b:1"]
-    course.end("b:1", job_variables={"k": "b"})
-    assert course.request("c:1")["jobContextVariables"] == {"k": "a", "only": 1}
-
-
-def test_job_variables_reach_the_next_stage_and_no_further() -> None:
-    course = Course({"name": "a"}, {"name": "b"}, {"name": "c"})
-    course.end("a:1", job_variables={"k": 1}, workflow_variables={"v": 1})
-    course.end("b:1")
-    assert course.request("b:1")["jobContextVariables"] == {"k": 1}
-    assert course.request("c:1")["jobContextVariables"] == {}
-    assert course.request("c:1")["workflowContextVariables"] == {"v": 1}
-    assert course.state.origins == {"v": "a"}
-
-
-def test_only_a_completed_response_applies_variables() -> None:
-    course = Course({"name": "a", "onFailure": "continue"}, {"name": "b"})
-    course.end("a:1", F, job_variables={"k": 1}, workflow_variables={"v": 1})
-    assert course.request("b:1")["jobContextVariables"] == {}
-    assert course.state.context == {}
-
-
-def test_a_skipped_stage_passes_on_what_it_was_given() -> None:
-    course = Course({"name": "a"}, {"name": "b", "when": "job.k > 1"}, {"name": "c"})
-    course.end("a:1", job_variables={"k": 1})
-    assert course.asked() == ["a:1", "c:1"]
-    assert course.request("c:1")["jobContextVariables"] == {"k": 1}
-    assert course.phases()["b"] == "SKIPPED"
-
-
-def test_goto_goes_past_what_lies_between() -> None:
-    course = Course(
-        {"name": "a", "onFailure": "goto d"}, {"name": "b"}, {"name": "c"}, {"name": "d"}, {"name": "e"}
-    )
-    course.end("a:1", F)
-    assert course.asked() == ["a:1", "d:1"]
-    course.end("d:1")
-    course.end("e:1")
-    skipped = {"b": "SKIPPED", "c": "SKIPPED"}
-    assert course.phases() == {"a": "FAILED", **skipped, "d": "COMPLETED", "e": "COMPLETED"}
-    assert course.state.status is C
-
-
-def test_without_a_failure_the_target_of_a_goto_comes_in_its_turn() -> None:
-    course = Course({"name": "a", "onFailure": "goto c"}, {"name": "b"}, {"name": "c"})
-    course.end("a:1")
-    assert course.asked() == ["a:1", "b:1"]
-
-
-def test_a_list_is_filled_up_to_its_limit_and_collected_in_its_order() -> None:
-    course = Course(
-        {
-            "name": "a",
-            "forEach": ["x", "y", "z"],
-            "limit": 2,
-            "configuration": {"i": "{{ index }}{{ item }}"},
-        },
-        {"name": "b", "configuration": {"r": "{{ stages.a.result }}", "v": "{{ stages.a.variables[2].n }}"}},
-    )
-    assert course.asked() == ["a.0:1", "a.1:1"]
-    course.end("a.1:1", result="second", job_variables={"n": 1})
-    assert course.asked() == ["a.0:1", "a.1:1", "a.2:1"]
-    assert course.request("a.2:1")["configuration"] == {"i": "2z"}
-    course.end("a.2:1", result="third", job_variables={"n": 2})
-    course.end("a.0:1", result="first", job_variables={"n": 0})
-    assert course.request("b:1")["configuration"] == {"r": ["first", "second", "third"], "v": 2}
-    assert course.request("b:1")["jobContextVariables"] == {"n": 2}
-
-
-def test_a_retry_by_a_person_leaves_what_is_done() -> None:
-    """Of a list too; attempts count on, and always stages run again."""
-    course = Course({"name": "a", "forEach": [1, 2]}, {"name": "b"}, {"name": "z", "always": True})
-    course.end("a.0:1", result="kept")
-    course.end("a.1:1", F, error={"type": "E", "message": "m"})
-    assert course.phases() == {"a": "FAILED", "b": "NOT_RUN", "z": "RUNNING"}
-    course.end("z:1")
-    assert (course.state.status, course.state.message) == (F, "stage a: E: m")
-    course.do(events.RetryAsked(configuration={"a": {"more": 1}}))
-    course.do(events.Begun())
-    assert course.asked()[3:] == ["a.1:2"]
-    assert course.request("a.1:2")["configuration"] == {"more": 1}
-    for name in ("a.1:2", "b:1", "z:2"):
-        course.end(name)
-    assert course.state.status is C
-
-
-def test_a_stage_is_tried_again_after_its_delay() -> None:
-    course = Course({"name": "a", "retry": {"attempts": 2, "delay": 30}})
-    course.end("a:1", F)
-    assert course.request("a:2")["notBefore"] == "1970-01-01T00:02:10.000Z"
-    course.end("a:2", F)
-    assert course.state.status is F
-
-
-def test_timed_out_fails_nothing_by_itself() -> None:
-    course = Course({"name": "a"}, {"name": "b"})
-    assert [type(effect) for effect in course.end("a:1", T, sequence=4)] == [events.Noted]
-    assert course.state.message == "a; timed out: a"
-    course.end("a:1", C, sequence=5)
-    assert course.asked() == ["a:1", "b:1"]
-
-
-@pytest.mark.parametrize(("rule", "then"), [("retry", ["a:1", "a:2"]), ("fail", ["a:1"])])
-def test_a_timed_out_job_is_cancelled_before_anything_follows(rule: str, then: list[str]) -> None:
-    course = Course({"name": "a", "onTimeout": rule, "retry": {"attempts": 2}})
-    [cancel] = [effect for effect in course.end("a:1", T) if isinstance(effect, events.CancelJob)]
-    assert (cancel.execution_id, cancel.force) == ("w:a:1", True)
-    assert course.asked() == ["a:1"]
-    course.end("a:1", X)
-    assert course.asked() == then
-    assert course.state.status is (Status.RUNNING if rule == "retry" else F)
-
-
-def test_a_completion_that_was_first_wins_over_the_cancel_of_a_timed_out_job() -> None:
-    course = Course({"name": "a", "onTimeout": "fail"}, {"name": "b"})
-    course.end("a:1", T)
-    course.end("a:1", C)
-    assert course.asked() == ["a:1", "b:1"]
-
-
-def test_what_runs_beside_a_failure_comes_to_its_end() -> None:
-    course = Course({"name": "a"}, {"name": "b", "needs": []}, {"name": "c"}, {"name": "z", "always": True})
-    course.end("a:1", F)
-    assert course.asked() == ["a:1", "b:1"]
-    course.end("b:1")
-    assert course.asked() == ["a:1", "b:1", "z:1"]
-    assert course.phases()["c"] == "NOT_RUN"
-
-
-def test_a_cancel_stops_what_runs_and_cleans_up() -> None:
-    course = Course({"name": "a"}, {"name": "b"}, {"name": "z", "always": True})
-    [cancel] = [e for e in course.do(events.CancelAsked(reason="why")) if isinstance(e, events.CancelJob)]
-    assert (cancel.execution_id, cancel.force) == ("w:a:1", False)
-    course.end("a:1", X)
-    assert course.asked() == ["a:1", "z:1"]
-    course.end("z:1")
-    assert (course.state.status, course.state.message) == (X, "why")
-
-
-def test_variables_have_a_limit_and_an_error_that_says_so() -> None:
-    course = Course({"name": "a"}, bounds=Bounds(variables_bytes=50))
-    course.end("a:1", workflow_variables={"big": "x" * 100})
-    assert course.state.status is F
-    assert course.state.error == {
-        "type": "VariablesTooLong",
-        "message": "the workflow's variables would have 110 bytes; 50 are allowed",
-    }
-
-
-def test_an_expression_without_a_value_fails_its_stage() -> None:
-    course = Course({"name": "a"}, {"name": "b", "configuration": {"x": "{{ job.size }}"}})
-    course.end("a:1")
-    assert course.state.message == "stage b: ExpressionError: job.size: there is no 'size'; there is: nothing"
-
-
-def test_keys_are_fit_for_execution_ids_and_tell_workflows_apart() -> None:
-    ids = ["w-9", "w:9", "w 9", "x" * 64, "x" * 65, "ä", "w-9:inner:1"]
-    keys = [key_of(each) for each in ids]
-    assert len(set(keys)) == len(ids)
-    assert all(len(key) <= 64 and ":" not in key for key in keys)
-    assert parsed("w-9:each.12:3") == ("w-9", "each", 12, 3)
-    assert [parsed(each) for each in ("624", "a:b", "a:b:c", "a:b.x:1", ":b:1")] == [None] * 5

@@ -1,0 +1,178 @@
+"""The law's part for locks that a workflow holds across its stages: asked for, awaited, granted, lost. Pure.
+
+What a workflow holds, its own stages and the workflows within it must not wait for. They ask for a name within the
+workflow instead: so they keep one another out as if nobody else were there, and everybody else is kept out already.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic_core import to_json
+
+from jef_daemon.lifecycle import Status
+from jef_daemon.lock.state import Mode
+from jef_daemon.workflow.events import (
+    AskLocks,
+    LocksAwaited,
+    LocksGranted,
+    LocksLost,
+    LocksRefused,
+    LocksTimedOut,
+    Refused,
+)
+from jef_daemon.workflow.expressions import ExpressionError, render
+from jef_daemon.workflow.plan import stronger
+from jef_daemon.workflow.state import MOST_CHARACTERS, Holding, Phase, State, lock_owner, within
+from jef_daemon.workflow.step import Step
+
+
+class Conflict(ValueError):
+    """A lock is wanted EXCLUSIVE within a workflow that holds it SHARED: it would wait for ever."""
+
+
+def run(step: Step) -> None:
+    """All is granted, or nothing is wanted: stages may start."""
+    state = step.state
+    state.status, state.began = Status.RUNNING, True
+    state.started_at = state.started_at or step.now
+    step.note("Begun")
+
+
+def ask(step: Step) -> None:
+    """Ask for the workflow's locks; after a retry for the same ones."""
+    state = step.state
+    try:
+        state.locks = state.locks or _wanted(step)
+    except ExpressionError as error:
+        return step.fail("ExpressionError", str(error))
+    except Conflict as error:
+        return step.fail("LockConflict", str(error))
+    state.status = Status.WAITING_FOR_LOCK
+    timeout = step.plan.definition.lock_timeout
+    state.due_at = None if timeout is None else step.now + timeout
+    names = ", ".join(f"{held.resource} {held.mode}" for held in state.locks)
+    state.message = f"asks for {names}"
+    step.note("LocksAsked", reason=names)
+    step.effects.append(AskLocks(tuple((held.name, held.mode) for held in state.locks)))
+    return None
+
+
+def awaited(step: Step, event: LocksAwaited) -> None:
+    """Say whom it waits for."""
+    _must_wait(step)
+    place = step.state.waiting_for = dict(event.place)
+    holders = place.get("holders")
+    behind = f"held by {', '.join(holders)}" if holders else "kept for an earlier one that waits"
+    step.state.message = (
+        f"waits for {place.get('resource')}, {behind}, number {place.get('position')} in the queue"
+    )
+
+
+def granted(step: Step, event: LocksGranted) -> None:
+    """Begin."""
+    _must_wait(step)
+    for held in step.state.locks:
+        held.token = event.tokens.get(held.name)
+    told = ", ".join(f"{held.resource} {held.mode}, number {held.token}" for held in step.state.locks)
+    step.note("LocksGranted", actor=event.actor, reason=told)
+    step.state.waiting_for = step.state.due_at = None
+    run(step)
+
+
+def refused(step: Step, event: LocksRefused) -> None:
+    """It can never begin."""
+    _must_wait(step)
+    step.fail("LockRefused", event.reason, event.actor)
+
+
+def timed_out(step: Step, event: LocksTimedOut) -> None:
+    """It has waited long enough."""
+    _must_wait(step)
+    if step.state.due_at is None or step.state.due_at > step.now:
+        raise Refused("it may wait on")
+    seconds = step.plan.definition.lock_timeout or 0
+    step.fail("LockTimeout", f"waited for its locks longer than {seconds:g} s", event.actor)
+
+
+def lost(step: Step, event: LocksLost) -> None:
+    """Whoever has them now must find nobody at work: what runs is stopped, nothing begins but the `always` stages."""
+    state = step.state
+    if state.status is not Status.RUNNING:
+        raise Refused(f"it is {state.status}")
+    for held in state.locks:
+        held.token = None
+    if not event.is_failure:
+        step.note("LocksLost", actor=event.actor, reason=f"{event.reason}; it goes on: locks.on_lost is tell")
+        return
+    step.fail("LockLost", event.reason, event.actor)
+    for name, spec in step.plan.stages.items():
+        for index, each in enumerate(state.stages[name].runs):
+            if each.phase is Phase.RUNNING and not spec.always:
+                step.ask_to_stop(name, index, each, "cancel", f"a lock is lost: {event.reason}", force=False)
+
+
+def told(state: State) -> list[dict[str, Any]]:
+    """What jobs are told of the locks that are held around them: for the stores that they write to.
+
+    Of a resource that several of the workflows hold, the number of the outermost: only that one rises with every grant
+    of the resource itself.
+    """
+    found = {held.resource: held for held in (*state.locks, *state.around) if held.token is not None}
+    return [
+        {"resource": held.resource, "mode": held.mode, "fencingToken": held.token} for held in found.values()
+    ]
+
+
+def as_asked(state: State, resource: str, mode: Mode) -> str:
+    """The name by which a stage asks for a resource; what was lost is no more kept from others than from it.
+
+    Raises:
+        Conflict: its own workflow would keep it out for ever.
+    """
+    held = [each for each in state.locks if each.token is not None]
+    return _within(state, [*held, *state.around], resource, mode)
+
+
+def _wanted(step: Step) -> list[Holding]:
+    state, found = step.state, dict[str, Mode]()
+    seen = {"workflow": state.context, "workflowId": state.workflow_id}
+    for lock in step.plan.definition.locks:
+        name = resource_name(render(lock.resource, seen))
+        found[name] = stronger(found.get(name), lock.mode)
+    owner = lock_owner(state.workflow_id)
+    return [
+        Holding(resource, mode, _within(state, state.around, resource, mode), within(owner, resource))
+        for resource, mode in found.items()
+    ]
+
+
+def _within(state: State, held: list[Holding], resource: str, mode: Mode) -> str:
+    mine = next((each for each in held if each.resource == resource), None)
+    if mine is None:
+        return resource
+    if not mine.mode.covers(mode):
+        raise Conflict(
+            f"{resource} is wanted EXCLUSIVE, and {state.workflow_id} or a workflow around it holds it SHARED: "
+            "let that hold it EXCLUSIVE"
+        )
+    return mine.within
+
+
+def resource_name(found: Any) -> str:
+    """What an expression made, as the name of a resource.
+
+    Raises:
+        ExpressionError: it is none.
+    """
+    name = found if isinstance(found, str) else to_json(found).decode()
+    if not 1 <= len(name) <= MOST_CHARACTERS:
+        raise ExpressionError(
+            f"locks: a resource's name has 1 to {MOST_CHARACTERS} characters, not {len(name)}"
+        )
+    return name
+
+
+def _must_wait(step: Step) -> None:
+    if step.state.status is not Status.WAITING_FOR_LOCK:
+        raise Refused(f"it is {step.state.status}")

@@ -1,0 +1,181 @@
+"""The law of workflows, each rule by itself."""
+
+from __future__ import annotations
+
+import pytest
+
+from jef_daemon.lifecycle import Status
+from jef_daemon.workflow import events
+from jef_daemon.workflow.state import Bounds, key_of, parsed
+from tests.support.courses import Course
+
+C, F, X, T = Status.COMPLETED, Status.FAILED, Status.CANCELLED, Status.TIMED_OUT
+
+
+def test_a_join_waits_for_all_and_later_needs_win() -> None:
+    fork = {"name": "a"}, {"name": "b", "needs": []}, {"name": "c", "needs": ["b", "a"]}
+    course = Course(*fork)
+    assert course.asked() == ["a:1", "b:1"]
+    course.end("a:1", job_variables={"k": "a", "only": 1})
+    assert course.asked() == ["a:1", "b:1"]
+    course.end("b:1", job_variables={"k": "b"})
+    assert course.request("c:1")["jobContextVariables"] == {"k": "a", "only": 1}
+
+
+def test_job_variables_reach_the_next_stage_and_no_further() -> None:
+    course = Course({"name": "a"}, {"name": "b"}, {"name": "c"})
+    course.end("a:1", job_variables={"k": 1}, workflow_variables={"v": 1})
+    course.end("b:1")
+    assert course.request("b:1")["jobContextVariables"] == {"k": 1}
+    assert course.request("c:1")["jobContextVariables"] == {}
+    assert course.request("c:1")["workflowContextVariables"] == {"v": 1}
+    assert course.state.origins == {"v": "a"}
+
+
+def test_only_a_completed_response_applies_variables() -> None:
+    course = Course({"name": "a", "onFailure": "continue"}, {"name": "b"})
+    course.end("a:1", F, job_variables={"k": 1}, workflow_variables={"v": 1})
+    assert course.request("b:1")["jobContextVariables"] == {}
+    assert course.state.context == {}
+
+
+def test_a_skipped_stage_passes_on_what_it_was_given() -> None:
+    course = Course({"name": "a"}, {"name": "b", "when": "job.k > 1"}, {"name": "c"})
+    course.end("a:1", job_variables={"k": 1})
+    assert course.asked() == ["a:1", "c:1"]
+    assert course.request("c:1")["jobContextVariables"] == {"k": 1}
+    assert course.phases()["b"] == "SKIPPED"
+
+
+def test_goto_goes_past_what_lies_between() -> None:
+    course = Course(
+        {"name": "a", "onFailure": "goto d"}, {"name": "b"}, {"name": "c"}, {"name": "d"}, {"name": "e"}
+    )
+    course.end("a:1", F)
+    assert course.asked() == ["a:1", "d:1"]
+    course.end("d:1")
+    course.end("e:1")
+    skipped = {"b": "SKIPPED", "c": "SKIPPED"}
+    assert course.phases() == {"a": "FAILED", **skipped, "d": "COMPLETED", "e": "COMPLETED"}
+    assert course.state.status is C
+
+
+def test_without_a_failure_the_target_of_a_goto_comes_in_its_turn() -> None:
+    course = Course({"name": "a", "onFailure": "goto c"}, {"name": "b"}, {"name": "c"})
+    course.end("a:1")
+    assert course.asked() == ["a:1", "b:1"]
+
+
+def test_a_list_is_filled_up_to_its_limit_and_collected_in_its_order() -> None:
+    course = Course(
+        {
+            "name": "a",
+            "forEach": ["x", "y", "z"],
+            "limit": 2,
+            "configuration": {"i": "{{ index }}{{ item }}"},
+        },
+        {"name": "b", "configuration": {"r": "{{ stages.a.result }}", "v": "{{ stages.a.variables[2].n }}"}},
+    )
+    assert course.asked() == ["a.0:1", "a.1:1"]
+    course.end("a.1:1", result="second", job_variables={"n": 1})
+    assert course.asked() == ["a.0:1", "a.1:1", "a.2:1"]
+    assert course.request("a.2:1")["configuration"] == {"i": "2z"}
+    course.end("a.2:1", result="third", job_variables={"n": 2})
+    course.end("a.0:1", result="first", job_variables={"n": 0})
+    assert course.request("b:1")["configuration"] == {"r": ["first", "second", "third"], "v": 2}
+    assert course.request("b:1")["jobContextVariables"] == {"n": 2}
+
+
+def test_a_retry_by_a_person_leaves_what_is_done() -> None:
+    """Of a list too; attempts count on, and always stages run again."""
+    course = Course({"name": "a", "forEach": [1, 2]}, {"name": "b"}, {"name": "z", "always": True})
+    course.end("a.0:1", result="kept")
+    course.end("a.1:1", F, error={"type": "E", "message": "m"})
+    assert course.phases() == {"a": "FAILED", "b": "NOT_RUN", "z": "RUNNING"}
+    course.end("z:1")
+    assert (course.state.status, course.state.message) == (F, "stage a: E: m")
+    course.do(events.RetryAsked(configuration={"a": {"more": 1}}))
+    course.do(events.Begun())
+    assert course.asked()[3:] == ["a.1:2"]
+    assert course.request("a.1:2")["configuration"] == {"more": 1}
+    for name in ("a.1:2", "b:1", "z:2"):
+        course.end(name)
+    assert course.state.status is C
+
+
+def test_a_stage_is_tried_again_after_its_delay() -> None:
+    course = Course({"name": "a", "retry": {"attempts": 2, "delay": 30}})
+    course.end("a:1", F)
+    assert course.request("a:2")["notBefore"] == "1970-01-01T00:02:10.000Z"
+    course.end("a:2", F)
+    assert course.state.status is F
+
+
+def test_timed_out_fails_nothing_by_itself() -> None:
+    course = Course({"name": "a"}, {"name": "b"})
+    assert [type(effect) for effect in course.end("a:1", T, sequence=4)] == [events.Noted]
+    assert course.state.message == "a; timed out: a"
+    course.end("a:1", C, sequence=5)
+    assert course.asked() == ["a:1", "b:1"]
+
+
+@pytest.mark.parametrize(("rule", "then"), [("retry", ["a:1", "a:2"]), ("fail", ["a:1"])])
+def test_a_timed_out_job_is_cancelled_before_anything_follows(rule: str, then: list[str]) -> None:
+    course = Course({"name": "a", "onTimeout": rule, "retry": {"attempts": 2}})
+    [cancel] = [effect for effect in course.end("a:1", T) if isinstance(effect, events.CancelJob)]
+    assert (cancel.execution_id, cancel.force) == ("w:a:1", True)
+    assert course.asked() == ["a:1"]
+    course.end("a:1", X)
+    assert course.asked() == then
+    assert course.state.status is (Status.RUNNING if rule == "retry" else F)
+
+
+def test_a_completion_that_was_first_wins_over_the_cancel_of_a_timed_out_job() -> None:
+    course = Course({"name": "a", "onTimeout": "fail"}, {"name": "b"})
+    course.end("a:1", T)
+    course.end("a:1", C)
+    assert course.asked() == ["a:1", "b:1"]
+
+
+def test_what_runs_beside_a_failure_comes_to_its_end() -> None:
+    course = Course({"name": "a"}, {"name": "b", "needs": []}, {"name": "c"}, {"name": "z", "always": True})
+    course.end("a:1", F)
+    assert course.asked() == ["a:1", "b:1"]
+    course.end("b:1")
+    assert course.asked() == ["a:1", "b:1", "z:1"]
+    assert course.phases()["c"] == "NOT_RUN"
+
+
+def test_a_cancel_stops_what_runs_and_cleans_up() -> None:
+    course = Course({"name": "a"}, {"name": "b"}, {"name": "z", "always": True})
+    [cancel] = [e for e in course.do(events.CancelAsked(reason="why")) if isinstance(e, events.CancelJob)]
+    assert (cancel.execution_id, cancel.force) == ("w:a:1", False)
+    course.end("a:1", X)
+    assert course.asked() == ["a:1", "z:1"]
+    course.end("z:1")
+    assert (course.state.status, course.state.message) == (X, "why")
+
+
+def test_variables_have_a_limit_and_an_error_that_says_so() -> None:
+    course = Course({"name": "a"}, bounds=Bounds(variables_bytes=50))
+    course.end("a:1", workflow_variables={"big": "x" * 100})
+    assert course.state.status is F
+    assert course.state.error == {
+        "type": "VariablesTooLong",
+        "message": "the workflow's variables would have 110 bytes; 50 are allowed",
+    }
+
+
+def test_an_expression_without_a_value_fails_its_stage() -> None:
+    course = Course({"name": "a"}, {"name": "b", "configuration": {"x": "{{ job.size }}"}})
+    course.end("a:1")
+    assert course.state.message == "stage b: ExpressionError: job.size: there is no 'size'; there is: nothing"
+
+
+def test_keys_are_fit_for_execution_ids_and_tell_workflows_apart() -> None:
+    ids = ["w-9", "w:9", "w 9", "x" * 64, "x" * 65, "ä", "w-9:inner:1"]
+    keys = [key_of(each) for each in ids]
+    assert len(set(keys)) == len(ids)
+    assert all(len(key) <= 64 and ":" not in key for key in keys)
+    assert parsed("w-9:each.12:3") == ("w-9", "each", 12, 3)
+    assert [parsed(each) for each in ("624", "a:b", "a:b:c", "a:b.x:1", ":b:1")] == [None] * 5
