@@ -15,15 +15,17 @@ import aiormq
 
 from jef_daemon.ports import Outgoing
 from jef_daemon.rabbitmq.publisher import Publisher
+from jef_daemon.rabbitmq.tap import TappedConnection
 
 _AT_ONCE = 500
 
 
 async def main(url: str, prefix: str, first: int, count: int, lock: str = "") -> None:
     """Publish, wait for the confirms."""
-    connection = await aio_pika.connect(url)
+    connection = cast("TappedConnection", await aio_pika.connect(url, connection_class=TappedConnection))
     channel = await connection.channel(publisher_confirms=True)
-    publisher = Publisher(cast("aiormq.Channel", await channel.get_underlay_channel()), 5000)
+    underlay = cast("aiormq.Channel", await channel.get_underlay_channel())
+    publisher = Publisher(connection.tap, underlay, 5000)
     confirms = []
     for start in range(first, first + count, _AT_ONCE):
         numbers = range(start, min(start + _AT_ONCE, first + count))

@@ -2,6 +2,8 @@
 
     topology    every exchange, queue and binding
     frames      messages as bytes
+    tap         deliveries and confirmations, taken out of the stream before the library reads it
+    deliveries  frames → deliveries
     unreadable  deliveries that the library cannot decode
     publisher   many publishes in one write, their confirms
     users       who may do what on the broker

@@ -1,14 +1,13 @@
 """Many publishes in one write, in order, each confirmed by the broker.
 
-Builds on an aiormq channel in confirm mode and keeps its bookkeeping true (`delivery_tag`,
-`confirmations`), so that other users of the channel and its reader go on working; what it leaves out is
-the object building, the locks and the task switches per message. A contract test holds it against the
-library.
+Writes to a channel of the library's that is in confirm mode and used by nobody else, and takes its confirmations
+where they arrive (`tap`): no object, lock or task switch for a message.
 """
 
 from __future__ import annotations
 
 import asyncio
+import struct
 from collections.abc import Sequence
 
 import aiormq
@@ -16,49 +15,58 @@ from aiormq.abc import ChannelFrame
 
 from jef_daemon.ports import Outgoing
 from jef_daemon.rabbitmq import frames
+from jef_daemon.rabbitmq.tap import METHOD, Tap
+
+_ACK, _NACK = struct.pack(">HH", 60, 80), struct.pack(">HH", 60, 120)
+_NUMBER = struct.Struct(">QB")
+_MULTIPLE = 1
 
 
 class _Batch:
-    """Stands in for the futures that the channel's reader settles, one object for a whole batch."""
+    """What was written at once."""
 
-    __slots__ = ("_left", "confirmed")
+    __slots__ = ("confirmed", "left")
 
     def __init__(self, size: int, confirmed: asyncio.Future[None]) -> None:
-        self._left = size
+        self.left = size
         self.confirmed = confirmed
 
-    def done(self) -> bool:
-        return False
-
-    def set_result(self, frame: object) -> None:
-        self._left -= 1
-        if self._left == 0 and not self.confirmed.done():
+    def settle(self, *, is_taken: bool) -> None:
+        """One of them was confirmed, or refused."""
+        self.left -= 1
+        if self.confirmed.done():
+            return
+        if not is_taken:
+            self.confirmed.set_exception(ConnectionError("the broker refused a message"))
+        elif self.left == 0:
             self.confirmed.set_result(None)
-
-    def set_exception(self, error: BaseException) -> None:
-        if not self.confirmed.done():
-            self.confirmed.set_exception(ConnectionError(f"the broker refused a message: {error}"))
-
-    def cancel(self) -> None:
-        self.set_exception(ConnectionError("the channel was closed"))
 
 
 class Publisher:
     """Publishes on one channel.
 
     Args:
+        tap: of the channel's connection.
         channel: open, in confirm mode, used by nobody else.
         window: most unconfirmed messages; `publish` waits while there are more.
     """
 
-    def __init__(self, channel: aiormq.Channel, window: int) -> None:
+    def __init__(self, tap: Tap, channel: aiormq.Channel, window: int) -> None:
+        self._tap = tap
         self._channel = channel
         self._window = window
+        self._last = 0
+        """The number of the last message: the broker counts them as we do, from 1."""
+        self._seen = 0
+        """Up to here there is nothing unconfirmed."""
+        self._batches: dict[int, _Batch] = {}
+        """Of each unconfirmed message, by number."""
         self._unconfirmed = 0
         self._room = asyncio.Event()
         self._room.set()
         self._open: set[asyncio.Future[None]] = set()
         self._max_body: int = channel.connection.connection_tune.frame_max - 8
+        tap.take(channel.number, self._confirm)
 
     async def publish(self, messages: Sequence[Outgoing]) -> asyncio.Future[None]:
         """Write messages in order.
@@ -67,15 +75,13 @@ class Publisher:
             Done when all are confirmed; `ConnectionError` when one was refused or the channel was lost.
         """
         await self._room.wait()
-        channel = self._channel
         confirmed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if not messages:
             confirmed.set_result(None)  # no confirmation would ever come that could settle it
             return confirmed
-        batch = _Batch(len(messages), confirmed)
         payload = b"".join(
             frames.publish(
-                channel.number,
+                self._channel.number,
                 message.exchange,
                 message.routing_key,
                 message.body,
@@ -86,16 +92,15 @@ class Publisher:
             )
             for message in messages
         )
-        first = channel.delivery_tag + 1
-        channel.delivery_tag += len(messages)
-        for tag in range(first, channel.delivery_tag + 1):
-            channel.confirmations[tag] = batch  # type: ignore[assignment]  # all that the reader does with a future, it does
+        first, self._last = self._last + 1, self._last + len(messages)
+        self._batches |= dict.fromkeys(range(first, self._last + 1), _Batch(len(messages), confirmed))
         self._take(len(messages), confirmed)
-        await channel.write_queue.put(ChannelFrame(payload=payload, should_close=False))
+        await self._channel.write_queue.put(ChannelFrame(payload=payload, should_close=False))
         return confirmed
 
     def fail(self, reason: str) -> None:
         """The channel is gone: everything unconfirmed is to be sent again by whoever sent it."""
+        self._tap.leave(self._channel.number)
         for confirmed in list(self._open):
             if not confirmed.done():
                 confirmed.set_exception(ConnectionError(reason))
@@ -105,6 +110,25 @@ class Publisher:
     def unconfirmed(self) -> int:
         """Messages on their way."""
         return self._unconfirmed
+
+    def _confirm(self, kind: int, payload: bytes) -> bool:
+        """See `tap.Taker`."""
+        if kind != METHOD or not payload.startswith((_ACK, _NACK)):
+            return False
+        is_taken = payload.startswith(_ACK)
+        number, bits = _NUMBER.unpack_from(payload, 4)
+        if bits & _MULTIPLE:
+            for each in range(self._seen + 1, number + 1):
+                self._settle(each, is_taken=is_taken)
+            self._seen = max(self._seen, number)
+        else:
+            self._settle(number, is_taken=is_taken)
+        return True
+
+    def _settle(self, number: int, *, is_taken: bool) -> None:
+        batch = self._batches.pop(number, None)
+        if batch is not None:  # else confirmed before by itself
+            batch.settle(is_taken=is_taken)
 
     def _take(self, count: int, confirmed: asyncio.Future[None]) -> None:
         self._unconfirmed += count

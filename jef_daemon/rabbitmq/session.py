@@ -18,8 +18,10 @@ from pamqp import commands
 from jef_daemon.names import Names
 from jef_daemon.ports import Delivery, Outgoing
 from jef_daemon.rabbitmq import unreadable
+from jef_daemon.rabbitmq.deliveries import Deliveries
 from jef_daemon.rabbitmq.publisher import Publisher
 from jef_daemon.rabbitmq.refusals import current_value
+from jef_daemon.rabbitmq.tap import TappedConnection
 from jef_daemon.rabbitmq.topology import (
     CONTROL,
     COORDINATOR,
@@ -60,7 +62,7 @@ class Session:
 
     def __init__(
         self,
-        connection: aio_pika.abc.AbstractConnection,
+        connection: TappedConnection,
         settings: BusSettings,
         on_delivery: OnDelivery,
         prefix: str = "jef",
@@ -71,9 +73,12 @@ class Session:
         self._on_delivery = on_delivery
         self._own = f"{prefix}."
         self._tags: dict[str, str] = {}
-        self._broken: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()
+        self._loop = asyncio.get_running_loop()
+        self._broken: asyncio.Future[BaseException | None] = self._loop.create_future()
         self._channels: dict[str, aiormq.Channel] = {}
         """Of consumers, by group: whoever acknowledges up to a tag has a channel of its own."""
+        self._deliveries: dict[str, Deliveries] = {}
+        """Of the same."""
         self._publisher: Publisher | None = None
         self._replies: Publisher | None = None
         self._asking: aiormq.Channel | None = None
@@ -83,7 +88,7 @@ class Session:
     async def set_up(self, topology: Topology) -> None:
         """Declare the topology, open the channels."""
         await self.declare(topology)
-        self._publisher = Publisher(await self._open_channel(confirms=True), self._settings.publish_window)
+        self._publisher = self._publish_on(await self._open_channel(confirms=True))
 
     async def declare(self, topology: Topology) -> None:
         """Declare it, on a channel of its own: one that the broker refuses takes nothing else along."""
@@ -118,11 +123,8 @@ class Session:
             return
         tag = self._tags[source] = f"{source}.{self.number}"
 
-        async def take(message: DeliveredMessage) -> None:
-            self._on_delivery(self._delivery(source, message))
-
-        channel = await self._channel_of(source)
-        await channel.basic_consume(queue, take, consumer_tag=tag)
+        channel = await self._channel_of(source, tag)
+        await channel.basic_consume(queue, _untaken, consumer_tag=tag)
 
     async def listen(self, source: str, queue: str, exchange: str, headers: Mapping[str, Any]) -> None:
         """Let copies of what is published come, as long as the session lives: what is missed then, nobody keeps.
@@ -138,14 +140,11 @@ class Session:
             return
         tag = self._tags[source] = f"{source}.{self.number}"
 
-        async def take(message: DeliveredMessage) -> None:
-            self._on_delivery(self._delivery(source, message))
-
-        channel = await self._channel_of(source)
+        channel = await self._channel_of(source, tag)
         own = f"{queue}.{secrets.token_hex(4)}"
         await channel.queue_declare(own, exclusive=True, auto_delete=True)
         await channel.queue_bind(own, exchange, arguments={"x-match": "all", **headers})
-        await channel.basic_consume(own, take, consumer_tag=tag, no_ack=True)
+        await channel.basic_consume(own, _untaken, consumer_tag=tag, no_ack=True)
 
     async def bind(self, queue: str, exchange: str, routing_keys: Iterable[str]) -> None:
         """Let what is published with these keys come into a queue."""
@@ -155,14 +154,22 @@ class Session:
             await declared.bind(exchange, key)
         await channel.close()
 
-    async def _channel_of(self, source: str) -> aiormq.Channel:
+    async def _channel_of(self, source: str, consumer_tag: str) -> aiormq.Channel:
+        """The channel that a source's deliveries will come by, and whose they are known to be."""
         group = group_of(source)
         if group not in self._channels:
             channel = await self._open_channel(confirms=False)
             prefetch = self._settings.prefetch if group == _REQUESTS else _APART_PREFETCH
             await channel.basic_qos(prefetch_count=prefetch)
+            self._deliveries[group] = deliveries = Deliveries(self.number, self._deliver)
+            self._connection.tap.take(channel.number, deliveries)
             self._channels[group] = channel
+        self._deliveries[group].expect(consumer_tag, source)
         return self._channels[group]
+
+    def _deliver(self, delivery: Delivery) -> None:
+        # In the loop's next turn, one by one: whoever fails at one leaves the others and the connection alone.
+        self._loop.call_soon(self._on_delivery, delivery)
 
     async def keeper(self, exchange: str, ours: str) -> str:
         """Whose name an exchange was declared with: ours, if it was not there.
@@ -209,8 +216,11 @@ class Session:
             channel = await self._connection.channel(publisher_confirms=True)
             channel.close_callbacks.add(lambda _, error: self._lose_replies(error))
             underlay = cast("aiormq.Channel", await channel.get_underlay_channel())
-            self._replies = Publisher(underlay, self._settings.publish_window)
+            self._replies = self._publish_on(underlay)
         return await self._replies.publish(messages)
+
+    def _publish_on(self, channel: aiormq.Channel) -> Publisher:
+        return Publisher(self._connection.tap, channel, self._settings.publish_window)
 
     async def _settled(self, told: asyncio.Future[None] | None, replied: asyncio.Future[None]) -> None:
         if told is not None:
@@ -287,30 +297,22 @@ class Session:
             if publisher is not None:
                 publisher.fail("the connection to the broker was lost")
 
-    def _delivery(self, source: str, message: DeliveredMessage) -> Delivery:
-        deliver = cast("commands.Basic.Deliver", message.delivery)
-        properties = message.header.properties
-        return Delivery(
-            source,
-            message.body,
-            cast("int", deliver.delivery_tag),
-            self.number,
-            bool(deliver.redelivered),
-            deliver.routing_key or "",
-            cast("Mapping[str, Any]", properties.headers or {}),
-            properties.reply_to,
-            properties.correlation_id,
-        )
+
+async def _untaken(message: DeliveredMessage) -> None:
+    raise AssertionError(f"a delivery went past the tap: {message.delivery}")
 
 
-async def connect(
-    url: str, settings: BusSettings, name: str, timeout_s: float
-) -> aio_pika.abc.AbstractConnection:
+async def connect(url: str, settings: BusSettings, name: str, timeout_s: float) -> TappedConnection:
     """Open a connection that does not try to heal itself: the bus starts a new session instead."""
     properties = {"connection_name": name}
-    return await open_connection(
-        url, timeout=timeout_s, heartbeat=settings.heartbeat_s, client_properties=properties
+    connection = await open_connection(
+        url,
+        timeout=timeout_s,
+        heartbeat=settings.heartbeat_s,
+        client_properties=properties,
+        connection_class=TappedConnection,
     )
+    return cast("TappedConnection", connection)
 
 
 async def open_connection(url: str, **options: Any) -> aio_pika.abc.AbstractConnection:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,8 @@ from jef_daemon.rabbitmq import RabbitBus, topology
 from jef_daemon.rabbitmq.session import Session
 from jef_daemon.settings import Bus
 from tests.support.amqp import Client
+from tests.support.proxy import Proxy
+from tests.support.services import certificate
 
 
 @contextlib.asynccontextmanager
@@ -88,3 +91,49 @@ async def test_the_watcher_hears_of_watched_executions_only(client: Client) -> N
             first = await came.get()
     assert json.loads(first.body)["executionId"] == "2"
     assert came.empty()
+
+
+async def test_long_messages_come_whole_and_in_order_over_tls(client: Client, tmp_path: Path) -> None:
+    """In frames that are cut at the broker's limit, and reads that are cut anywhere."""
+    names = Names(client.prefix)
+    came: asyncio.Queue[Delivery] = asyncio.Queue()
+    bodies = [
+        json.dumps({"executionId": str(size), "x": "x" * size}).encode() for size in (0, 300_000, 9, 131_064)
+    ]
+    async with Proxy(client.url, certificate(tmp_path)) as proxy:
+        url = f"{proxy.url}?cafile={tmp_path / 'certificate.pem'}"
+        bus = RabbitBus(url, names, ["nap"], Bus(), came.put_nowait)
+        async with running(bus):
+            await bus.resume("nap")
+            await (await bus.publish([Outgoing(0, names.jobs, "nap", body) for body in bodies]))
+            async with asyncio.timeout(20):
+                deliveries = [await came.get() for _ in bodies]
+            assert [delivery.body for delivery in deliveries] == bodies
+            assert [delivery.tag for delivery in deliveries] == [1, 2, 3, 4]
+            await bus.acknowledge(deliveries)
+
+
+async def test_one_that_cannot_be_taken_leaves_the_others_alone(client: Client) -> None:
+    """Whoever takes deliveries may fail at one: the next comes, by the same connection."""
+    names = Names(client.prefix)
+    came: asyncio.Queue[Delivery] = asyncio.Queue()
+    failures: list[str] = []
+
+    def take(delivery: Delivery) -> None:
+        if json.loads(delivery.body)["executionId"] == "bad":
+            raise LookupError("not that one")
+        came.put_nowait(delivery)
+
+    asyncio.get_running_loop().set_exception_handler(
+        lambda _, about: failures.append(str(about["exception"]))
+    )
+    bus = RabbitBus(client.url, names, ["nap"], Bus(), take)
+    async with running(bus):
+        await bus.resume("nap")
+        session = bus.session
+        for name in ("bad", "good"):
+            await client.submit("nap", name)
+        async with asyncio.timeout(20):
+            delivery = await came.get()
+        assert (json.loads(delivery.body)["executionId"], delivery.session) == ("good", session)
+    assert failures == ["not that one"]

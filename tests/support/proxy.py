@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
+from pathlib import Path
 from typing import Self
 from urllib.parse import urlsplit, urlunsplit
 
@@ -13,9 +15,11 @@ class Proxy:
 
     Args:
         url: the broker's.
+        certificate: TLS on our side, with a file of certificate and key.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, certificate: Path | None = None) -> None:
+        self._certificate = certificate
         self._parts = urlsplit(url)
         self._flows = asyncio.Event()
         self._flows.set()
@@ -24,7 +28,11 @@ class Proxy:
         self._server: asyncio.Server
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        tls = None
+        if self._certificate is not None:
+            tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            tls.load_cert_chain(self._certificate)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=tls)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -36,7 +44,8 @@ class Proxy:
         """Where the broker seems to be."""
         port = self._server.sockets[0].getsockname()[1]
         user, _, _ = self._parts.netloc.rpartition("@")
-        return urlunsplit(self._parts._replace(netloc=f"{user}@127.0.0.1:{port}"))
+        scheme = "amqps" if self._certificate else self._parts.scheme
+        return urlunsplit(self._parts._replace(scheme=scheme, netloc=f"{user}@127.0.0.1:{port}"))
 
     def freeze(self) -> None:
         """Everything stays open, connections are taken, and nothing moves."""

@@ -1,0 +1,121 @@
+"""Confirmations, one by one or many at once, in whatever order the broker has it: each batch ends once."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+import aiormq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pamqp import commands, frame
+
+from jef_daemon.ports import Outgoing
+from jef_daemon.rabbitmq.publisher import Publisher
+from jef_daemon.rabbitmq.tap import Tap
+
+CHANNEL = 4
+
+
+class Channel:
+    """What a publisher needs of the library's channel: what is written stays in its queue."""
+
+    def __init__(self) -> None:
+        self.number = CHANNEL
+        self.connection = self
+        self.connection_tune = self
+        self.frame_max = 131_072
+        self.write_queue: asyncio.Queue[Any] = asyncio.Queue()
+
+
+class Broker:
+    """A publisher, and the broker at the other end of its tap."""
+
+    def __init__(self, window: int = 1000) -> None:
+        self.tap = Tap()
+        self.channel = Channel()
+        self.publisher = Publisher(self.tap, cast("aiormq.Channel", self.channel), window)
+
+    def confirm(self, number: int, *, multiple: bool = False, refused: bool = False) -> None:
+        kind = commands.Basic.Nack if refused else commands.Basic.Ack
+        self.tap.feed_data(frame.marshal(kind(number, multiple), CHANNEL))
+
+    async def publish(self, count: int) -> asyncio.Future[None]:
+        return await self.publisher.publish([Outgoing(number, "x", "k", b"") for number in range(count)])
+
+
+CONFIRMS = st.lists(st.tuples(st.integers(1, 30), st.booleans()), max_size=30)
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=6), CONFIRMS)
+def test_a_batch_is_confirmed_when_all_of_it_is(sizes: list[int], confirms: list[tuple[int, bool]]) -> None:
+    """As somebody would count who remembers each number."""
+
+    async def run() -> None:
+        broker = Broker()
+        batches = []
+        total = 0
+        for size in sizes:
+            batches.append((await broker.publish(size), set(range(total + 1, total + size + 1))))
+            total += size
+        open_ = set(range(1, total + 1))
+        for number, multiple in confirms:
+            if number > total:
+                continue
+            broker.confirm(number, multiple=multiple)
+            open_ -= set(range(1, number + 1)) if multiple else {number}
+            assert [future.done() for future, _ in batches] == [not numbers & open_ for _, numbers in batches]
+            await asyncio.sleep(0)
+            still = sum(len(numbers) for _, numbers in batches if numbers & open_)
+            assert broker.publisher.unconfirmed == still
+
+    asyncio.run(run())
+
+
+async def test_a_batch_of_which_one_is_refused_is_to_be_sent_again() -> None:
+    broker = Broker()
+    first, second = await broker.publish(2), await broker.publish(2)
+    broker.confirm(1)
+    broker.confirm(2, refused=True)
+    broker.confirm(4, multiple=True)
+    with pytest.raises(ConnectionError, match="refused"):
+        await first
+    await second
+    await asyncio.sleep(0)
+    assert broker.publisher.unconfirmed == 0
+
+
+async def test_what_the_channel_took_along_is_to_be_sent_again() -> None:
+    """What it said before it went counts; what comes behind is nobody's."""
+    broker = Broker()
+    first, second = await broker.publish(1), await broker.publish(1)
+    broker.confirm(1)
+    broker.publisher.fail("the channel was closed")
+    broker.confirm(2)
+    await first
+    assert frame.marshal(commands.Basic.Ack(2, False), CHANNEL) in await broker.tap.read(
+        100
+    )  # nobody takes it
+    with pytest.raises(ConnectionError, match="was closed"):
+        await second
+
+
+async def test_nothing_is_written_while_the_window_is_full() -> None:
+    broker = Broker(window=3)
+    await broker.publish(3)
+    waiting = asyncio.create_task(broker.publish(1))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert (waiting.done(), broker.channel.write_queue.qsize()) == (False, 1)
+    broker.confirm(3, multiple=True)
+    confirmed = await waiting
+    broker.confirm(4)
+    await confirmed
+    assert broker.channel.write_queue.qsize() == 2
+
+
+async def test_nothing_to_publish_is_confirmed_at_once() -> None:
+    broker = Broker()
+    await (await broker.publish(0))
+    assert broker.channel.write_queue.empty()
