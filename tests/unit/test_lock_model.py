@@ -25,13 +25,15 @@ deep = pytest.mark.skipif(
     os.environ.get("HYPOTHESIS_PROFILE") != "ci", reason="takes a minute: HYPOTHESIS_PROFILE=ci"
 )
 
-SAFETY = (("-DSAFETY", "-DCOLLAPSE"), ())
+SAFETY = (("-DSAFETY",), ())
 LIVENESS = (("-DNFAIR=3",), ("-a", "-f", "-N", "served"))
+SOON = "-O0"
+"""Where the checker has little to look at, building it takes longer."""
 
 Run = tuple[tuple[str, ...], tuple[str, ...]]
 
 
-def explore(folder: Path, world: str, run: Run) -> str:
+def explore(folder: Path, world: str, run: Run, effort: str) -> str:
     """Build the checker of one world and let it look at every state.
 
     Returns:
@@ -40,7 +42,7 @@ def explore(folder: Path, world: str, run: Run) -> str:
     compiler, arguments = run
     for command in (
         ("spin", "-a", *world.split(), str(MODEL)),
-        ("cc", "-O1", "-w", *compiler, "-o", "pan", "pan.c"),
+        ("cc", effort, "-w", *compiler, "-o", "pan", "pan.c"),
         ("./pan", "-m2000000", *arguments),
     ):
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=500)
@@ -62,7 +64,7 @@ def explore(folder: Path, world: str, run: Run) -> str:
 )
 def test_every_state_is_lawful(tmp_path: Path, world: str, run: Run) -> None:
     """No assertion fails, no state is stuck, and under fairness nobody starves."""
-    assert "errors: 0" in explore(tmp_path, world, run)
+    assert "errors: 0" in explore(tmp_path, world, run, SOON if world == "-DN=2" else "-O2")
 
 
 @deep
@@ -80,4 +82,4 @@ def test_every_state_is_lawful(tmp_path: Path, world: str, run: Run) -> None:
 )
 def test_the_model_notices_what_is_left_out(tmp_path: Path, world: str, run: Run, said: str) -> None:
     """Each rule is needed: without it the checker finds a history that breaks an assertion."""
-    assert said in explore(tmp_path, world, run)
+    assert said in explore(tmp_path, world, run, SOON)
