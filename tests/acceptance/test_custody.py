@@ -130,16 +130,6 @@ def own_daemon(own_broker: PrivateBroker, tmp_path: Path) -> Iterator[DaemonProc
     process.kill()
 
 
-@pytest.fixture
-def queue_type(own_broker: PrivateBroker) -> str:
-    """What survives a `kill -9` of this broker.
-
-    In RabbitMQ 3.10 and 4.0 a quorum queue may come back from it without its log and without a leader, and
-    is deaf for good (`rabbit_quorum_queue:consume` times out in its log); 4.3 does better.
-    """
-    return "classic" if own_broker.ctl("version").startswith(("3.", "4.0")) else "quorum"
-
-
 async def test_the_broker_is_killed_and_restarted_under_load(
     own_broker: PrivateBroker, own_daemon: DaemonProcess, queue_type: str
 ) -> None:

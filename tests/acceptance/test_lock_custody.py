@@ -339,12 +339,6 @@ def _where(daemon: DaemonProcess) -> dict[str, str]:
 
 
 @pytest.fixture
-def queue_type(own_broker: PrivateBroker) -> str:
-    """What survives a `kill -9` of this broker; see `test_custody`."""
-    return "classic" if own_broker.ctl("version").startswith("3.") else "quorum"
-
-
-@pytest.fixture
 def daemons(own_broker: PrivateBroker, tmp_path: Path, queue_type: str) -> Iterator[list[DaemonProcess]]:
     """Two that know nothing of each other but the prefix; the first is the lock service."""
     (tmp_path / "store").mkdir()

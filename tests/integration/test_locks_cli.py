@@ -412,11 +412,12 @@ def test_two_of_one_name_do_not_share(service: DaemonProcess, start: Start, tmp_
 
 
 def test_run_goes_on_through_a_restart_of_the_broker(
-    own_broker: PrivateBroker, tmp_path: Path, start: Start
+    own_broker: PrivateBroker, queue_type: str, tmp_path: Path, start: Start
 ) -> None:
     """The lease outlives the broker's absence: the same number, renewed again, released at the end."""
     daemon = DaemonProcess(own_broker.url, "jef", tmp_path / "own")
-    daemon.configure(bus={"reconnect_max_s": 0.5}, locks={"takeover_grace_s": 0.0})
+    bus = {"reconnect_max_s": 0.5, "queue_type": queue_type}
+    daemon.configure(bus=bus, locks={"takeover_grace_s": 0.0})
     daemon.start()
     try:
         file, go_on = tmp_path / "pid", tmp_path / "go-on"

@@ -8,10 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from jef_daemon.ledger import Reader
+from tests.support.forked import Forked
 
 ROOT = Path(__file__).resolve().parents[2]
 _ACTIONS = """
@@ -74,7 +77,7 @@ class DaemonProcess:
         self.cwd = ROOT
         self.arguments: tuple[str, ...] = ()
         """Of `jef run`, beside the configuration."""
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | Forked | None = None
         folder.mkdir(parents=True, exist_ok=True)
         self.configure()
 
@@ -105,18 +108,20 @@ class DaemonProcess:
             for key, value in os.environ.items()
             if not key.startswith("JEF_") or key.startswith("JEF_TEST")
         }
+        kept |= {"JEF_TEST_TRACE": str(self.trace), "PYTHONUNBUFFERED": "1", **environment}
+        arguments = ["run", "--config", str(self.configuration), *self.arguments]
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [
-                    *(self.python, "-m", "jef_daemon", "run", "--config", str(self.configuration)),
-                    *self.arguments,
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                cwd=self.cwd,
-                env={**kept, "JEF_TEST_TRACE": str(self.trace), "PYTHONUNBUFFERED": "1", **environment},
-            )
+            if self._is_as_ever(environment):
+                self.process = Forked(arguments, kept, log.fileno(), log.fileno())
+            else:
+                self.process = subprocess.Popen(
+                    [self.python, "-m", "jef_daemon", *arguments],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    cwd=self.cwd,
+                    env=kept,
+                )
         if ready:
             self.wait_for("ready", begin)
 
@@ -181,12 +186,19 @@ class DaemonProcess:
 
     def jef(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run the command line with its configuration."""
-        return subprocess.run(
-            [sys.executable, "-m", "jef_daemon", "--config", str(self.configuration), *arguments],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            cwd=ROOT,
-            env={**os.environ, "COLUMNS": "160", **environment},
-            check=False,
-        )
+        environment = {**os.environ, "COLUMNS": "160", **environment}
+        whole = ["--config", str(self.configuration), *arguments]
+        with TemporaryFile() as out, TemporaryFile() as err:
+            process = Forked(whole, environment, out.fileno(), err.fileno())
+            try:
+                code = process.wait(60)
+            finally:
+                process.kill()
+            out.seek(0)
+            err.seek(0)
+            return subprocess.CompletedProcess(whole, code, out.read().decode(), err.read().decode())
+
+    def _is_as_ever(self, environment: Mapping[str, str]) -> bool:
+        """Whether nothing has to be another one from its first instruction."""
+        different = any(name.startswith(("LD_", "PYTHON")) for name in environment)
+        return (self.python, self.cwd, different) == (sys.executable, ROOT, False)
