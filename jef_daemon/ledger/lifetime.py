@@ -106,14 +106,22 @@ def purge_workflows(transaction: Transaction, before: float, most: int) -> int:
         transaction.connection.execute(
             delete(schema.job_locks).where(schema.job_locks.c.execution_id.in_(owners))
         )
-    used = select(schema.workflows.c.revision)
-    transaction.connection.execute(
-        delete(schema.workflow_definitions).where(
-            schema.workflow_definitions.c.used_at < before,
-            schema.workflow_definitions.c.revision.not_in(used),
-        )
-    )
+    _purge_definitions(transaction, before)
     return len(names)
+
+
+def _purge_definitions(transaction: Transaction, before: float) -> None:
+    """Delete definitions that no workflow is pinned to.
+
+    What a workflow is pinned to, for itself and for those within it that have not begun yet, was used when it began: so
+    the oldest that there is tells which definitions none needs, without a look at the others.
+    """
+    columns = schema.workflows.c
+    oldest = transaction.connection.scalar(select(columns.created_at).order_by(columns.number).limit(1))
+    unused = before if oldest is None else min(before, oldest)
+    transaction.connection.execute(
+        delete(schema.workflow_definitions).where(schema.workflow_definitions.c.used_at < unused)
+    )
 
 
 def _return(transaction: Transaction, execution: Execution, body: str) -> None:

@@ -193,6 +193,7 @@ workflows = Table(
     Column("due_at", Double, comment="when its wait for locks is over"),
 )
 Index("workflows_by_status", workflows.c.status, workflows.c.number)
+Index("workflows_by_name", workflows.c.name, workflows.c.number)
 _in_turn = (workflows.c.name, workflows.c.priority.desc(), workflows.c.number)
 for _word in ("QUEUED", "WAITING_FOR_LOCK", "RUNNING"):
     _is_so = text(f"status = '{_word}'")

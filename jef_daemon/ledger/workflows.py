@@ -18,6 +18,7 @@ from jef_daemon.ledger.transaction import Transaction
 from jef_daemon.ledger.workflow_book import Workflow, WorkflowBook, body_of
 from jef_daemon.lifecycle import FINAL, Status
 from jef_daemon.workflow import events, law, messages
+from jef_daemon.workflow.definition import MOST_AT_ONCE
 from jef_daemon.workflow.inputs import (
     Became,
     Begin,
@@ -309,8 +310,10 @@ class _Step:
             self._queues.add(name)
 
     def _count(self, name: str, status: Status) -> int:
-        counted = select(func.count()).select_from(schema.workflows)
-        return self._connection.scalar(counted.where(_W.name == name, _is(status))) or 0
+        # In the order of that status' own index, and bounded: else SQLite counts through those of all names.
+        these = select(_W.number).where(_W.name == name, _is(status))
+        bounded = these.order_by(_W.priority.desc(), _W.number).limit(MOST_AT_ONCE).subquery()
+        return self._connection.scalar(select(func.count()).select_from(bounded)) or 0
 
 
 def _is(status: Status) -> ColumnElement[bool]:

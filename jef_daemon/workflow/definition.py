@@ -23,6 +23,8 @@ from jef_daemon.lock.state import Mode
 from jef_daemon.messages import Timeouts, Variables
 
 MOST_STAGES = 200
+MOST_AT_ONCE = 100_000
+"""Highest `concurrency`."""
 MOST_ITEMS = 1000
 """Longest list of a `forEach`."""
 
@@ -152,7 +154,7 @@ class Definition(_Part):
     concurrency: int | None = Field(
         default=None,
         ge=1,
-        le=100_000,
+        le=MOST_AT_ONCE,
         description="Workflows of this name that run at the same time; others are QUEUED.",
     )
     locks: list[LockWish] = Field(

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import event, text
 
 from jef_daemon.errors import NotFound
 from jef_daemon.ledger import SqlLedger
+from jef_daemon.ledger.opening import open_engine
 from jef_daemon.ledger.workflow_reading import WorkflowReader
 from jef_daemon.lifecycle import Completed, Execution, Failed, Status
 from jef_daemon.messages import Control
@@ -136,3 +138,69 @@ async def test_finished_workflows_are_purged_with_their_definitions(
     await ledger.purge(clock.time, 10)
     await ledger.coordinating([ended("open", "a")])
     assert (await asked(ledger))[-1] == "open:b:1"
+
+
+async def test_a_definition_is_kept_for_a_workflow_within_that_has_not_begun(
+    ledger: SqlLedger, url: str, clock: ManualClock
+) -> None:
+    """However long what comes before it takes; a definition that none needs any more is purged."""
+    inner = Definition.model_validate({**ROW, "name": "inner"})
+    stages = [{"name": "a", "action": "x"}, {"name": "i", "workflow": "inner"}]
+    outer = Definition.model_validate({"name": "outer", "stages": stages})
+    await ledger.coordinating([Begin("w", "outer", {each.name: each.canonical() for each in (outer, inner)})])
+    clock.time += 1000
+    await ledger.coordinating([begin("other")])
+    await ledger.purge(clock.time, 10)
+    assert definitions(url) == {inner.revision, outer.revision, Definition.model_validate(ROW).revision}
+    await ledger.coordinating(
+        [ended("w", "a", status=Status.FAILED), ended("other", "a", status=Status.FAILED)]
+    )
+    clock.time += 1000
+    await ledger.purge(clock.time, 10)
+    assert definitions(url) == set()
+
+
+def definitions(url: str) -> set[str]:
+    engine = open_engine(url, read_only=True)
+    with engine.connect() as connection:
+        found = set(connection.scalars(text("SELECT revision FROM workflow_definitions")))
+    engine.dispose()
+    return found
+
+
+async def test_no_statement_looks_at_all_workflows(ledger: SqlLedger, url: str, clock: ManualClock) -> None:
+    """Whatever is done to one of them, or to one of a few that may run: there may be 100,000."""
+    statements: set[str] = set()
+
+    @event.listens_for(ledger._engine, "before_cursor_execute")
+    def seen(*told: Any) -> None:
+        statements.add(told[2])
+
+    await ledger.coordinating([begin("w-1"), begin("w-2"), begin("w-3", {**ROW, "name": "other"})])
+    await ledger.coordinating([ended("w-1", "a"), ended("w-1", "b"), ended("w-3", "a", status=Status.FAILED)])
+    cancel = Control.model_validate({"command": "cancel", "workflowId": "w-2"})
+    await ledger.coordinating([WorkflowCommand(cancel)])
+    await ledger.reconcile_workflows()
+    await ledger.go_on_locking(0)
+    clock.time += 100
+    await ledger.purge(clock.time - 50, 10)
+    looked = [each for each in statements if "workflows" in each and not each.startswith("INSERT")]
+    assert len(looked) > 8
+    plans = {each: plan_of_query(url, each) for each in looked}
+    scans = {each: plan for each, plan in plans.items() if "SCAN workflows" in plan}
+    # In the order of its primary key, for the first row: that is no look at all of them.
+    assert all("LIMIT" in each and "ORDER BY workflows.number" in each for each in scans), scans
+    counts = [plan for each, plan in plans.items() if "count(*)" in each]
+    assert len(counts) == 2
+    assert all(
+        "workflows_running (name=?" in plan or "workflows_waiting_for_lock (name=?" in plan for plan in counts
+    )
+
+
+def plan_of_query(url: str, statement: str) -> str:
+    engine = open_engine(url, read_only=True)
+    with engine.connect() as connection:
+        values = (1,) * statement.count("?")
+        rows = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", values).all()
+    engine.dispose()
+    return "; ".join(str(row[3]) for row in rows)

@@ -1,4 +1,4 @@
-"""Workflows that wait for locks: among the concurrency of their name, and until when."""
+"""Workflows that wait for locks: among the concurrency of their name, and until when; all of a name."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -15,6 +15,7 @@ def upgrade() -> None:
         "workflows",
         sa.Column("due_at", sa.Double(), nullable=True, comment="when its wait for locks is over"),
     )
+    op.create_index("workflows_by_name", "workflows", ["name", "number"])
     is_due = sa.text("due_at IS NOT NULL")
     op.create_index("workflows_by_due_time", "workflows", ["due_at"], sqlite_where=is_due, postgresql_where=is_due)
     waits = sa.text("status = 'WAITING_FOR_LOCK'")
