@@ -3,6 +3,9 @@
 One daemon in all roles. Single jobs: all published at once. Workflows: the same number of jobs as stages, in a row, of
 workflows that all begin at once. The latency is of one workflow alone: from the COMPLETED of a stage, as a listener
 hears it, to the RUNNING of the next.
+
+With `--open`, so many workflows more whose stage an executor elsewhere has not done yet: what they cost in memory, and
+what they change for the others.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ class Listener:
     """Counts jobs that are done and workflows that are over, and when."""
 
     def __init__(self) -> None:
-        self.jobs = self.workflows = 0
+        self.jobs = self.workflows = self.begun = 0
         self.told: list[dict[str, Any]] = []
         self.keeps = False
         self._changed = asyncio.Event()
@@ -41,13 +44,14 @@ class Listener:
         """Take a notification."""
         self.jobs += (message.routing_key or "").startswith("nothing.completed")
         self.workflows += (message.routing_key or "") == "row.completed"
+        self.begun += (message.routing_key or "") == "open.running"
         if self.keeps:
             self.told.append(json.loads(message.body))
         self._changed.set()
 
     async def until(self, what: str, count: int) -> None:
         """Wait until so many are over."""
-        async with asyncio.timeout(_PATIENCE_S):
+        async with asyncio.timeout(_PATIENCE_S + count / 50):
             while getattr(self, what) < count:
                 self._changed.clear()
                 await self._changed.wait()
@@ -71,7 +75,8 @@ async def measure(url: str, folder: Path, options: argparse.Namespace) -> None:
         heard = await channel.declare_queue(exclusive=True)
         for key in ("nothing.completed", "nothing.running"):
             await heard.bind(f"{prefix}.status", key)
-        await heard.bind(f"{prefix}.workflow-status", "row.completed")
+        for key in ("row.completed", "open.running"):
+            await heard.bind(f"{prefix}.workflow-status", key)
         await heard.consume(listener.take, no_ack=True)
         rates: dict[str, list[float]] = {"single": [], "stages": []}
         await _workflows(channel, prefix, listener, "warm", 20)
@@ -81,6 +86,7 @@ async def measure(url: str, folder: Path, options: argparse.Namespace) -> None:
             )
             rates["stages"].append(await _workflows(channel, prefix, listener, f"w{turn}", options.workflows))
         steps = await _steps(channel, prefix, listener, options.steps)
+        held = await _open(channel, prefix, listener, child.pid, options) if options.open else []
         await connection.close()
     finally:
         child.terminate()
@@ -93,6 +99,7 @@ async def measure(url: str, folder: Path, options: argparse.Namespace) -> None:
     print(f"ratio            {stages / single:8.2f}")
     p50, p99 = steps[len(steps) // 2], steps[int(len(steps) * 0.99)]
     print(f"COMPLETED to the next RUNNING, idle, {len(steps)} steps: p50 {p50:.1f} ms, p99 {p99:.1f} ms")
+    print("\n".join(held))
 
 
 def _configure(url: str, prefix: str, folder: Path) -> Path:
@@ -100,6 +107,9 @@ def _configure(url: str, prefix: str, folder: Path) -> Path:
     definitions.mkdir(parents=True)
     stages = "".join(f"  - {{name: s{number}, action: nothing}}\n" for number in range(STAGES))
     (definitions / "row.yaml").write_text(f"name: row\nstages:\n{stages}")
+    (definitions / "open.yaml").write_text(
+        "name: open\nstages: [{name: away, action: away, elsewhere: true}]\n"
+    )
     configuration = folder / "jef.toml"
     configuration.write_text(
         f'amqp_url = "{url}"\nprefix = "{prefix}"\ndata_dir = "{folder / "data"}"\npython_path = ["{HERE}"]\n'
@@ -133,6 +143,43 @@ async def _workflows(channel: Any, prefix: str, listener: Listener, name: str, c
     return count * STAGES / (time.perf_counter() - begin)
 
 
+async def _open(
+    channel: Any, prefix: str, listener: Listener, daemon: int, options: argparse.Namespace
+) -> list[str]:
+    """Let so many workflows be open; what is to be said of it."""
+    away = await channel.declare_queue(f"{prefix}.jobs.away", durable=True)
+    await away.bind(f"{prefix}.jobs", "away")
+    await _quiet()
+    before, begin = _memory(daemon), time.perf_counter()
+    asked = [{"workflowId": f"o-{number}", "workflow": "open"} for number in range(options.open)]
+    for start in range(0, len(asked), 5000):
+        await _publish(channel, channel.default_exchange, f"{prefix}.workflows", asked[start : start + 5000])
+        await listener.until("begun", min(start + 5000, len(asked)))
+    took = time.perf_counter() - begin
+    await _quiet()
+    after = _memory(daemon)
+    beside = await _workflows(channel, prefix, listener, "beside", options.workflows)
+    steps = await _steps(channel, prefix, listener, options.steps, "beside-")
+    p50, p99 = steps[len(steps) // 2], steps[int(len(steps) * 0.99)]
+    return [
+        f"{options.open} open workflows: begun at {options.open / took:.0f}/s",
+        f"memory of the daemon: {before:.1f} MB before, {after:.1f} MB with them",
+        f"stages in a row beside them {beside:8.0f} stages/s",
+        f"COMPLETED to the next RUNNING: p50 {p50:.1f} ms, p99 {p99:.1f} ms",
+    ]
+
+
+async def _quiet() -> None:
+    """Let what is under way be done: memory is looked at when the daemon has nothing to do."""
+    await asyncio.sleep(5)
+
+
+def _memory(process: int) -> float:
+    """MB of its own, what it shares with others by its share."""
+    lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+
+
 async def _until_ready(child: asyncio.subprocess.Process) -> asyncio.Task[bytes]:
     """Wait until the daemon consumes; then read on what it says, so that it is not held up."""
     if child.stdout is None:
@@ -144,13 +191,13 @@ async def _until_ready(child: asyncio.subprocess.Process) -> asyncio.Task[bytes]
     return asyncio.create_task(child.stdout.read())
 
 
-async def _steps(channel: Any, prefix: str, listener: Listener, count: int) -> list[float]:
+async def _steps(channel: Any, prefix: str, listener: Listener, count: int, name: str = "l-") -> list[float]:
     """Milliseconds between a stage's COMPLETED and the next one's RUNNING, as the daemon's clock has them."""
     taken: list[float] = []
     listener.keeps = True
     for number in range(-(-count // (STAGES - 1))):
         listener.told.clear()
-        await _workflows(channel, prefix, listener, f"l-{number}", 1)
+        await _workflows(channel, prefix, listener, f"{name}{number}", 1)
         at = {
             (told["executionId"].split(":")[1], told["status"]): datetime.fromisoformat(
                 told["timestamp"]
@@ -171,6 +218,9 @@ def main() -> None:
     parser.add_argument("--workflows", type=int, default=1000, help="at once (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each side (default %(default)s)")
     parser.add_argument("--steps", type=int, default=200, help="steps whose latency is taken")
+    parser.add_argument(
+        "--open", type=int, default=0, help="workflows that are open beside them (default: none)"
+    )
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="jef-bench-"))
     try:
