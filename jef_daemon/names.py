@@ -86,7 +86,7 @@ class Names:
 
     @property
     def workflows(self) -> str:
-        """Queue of workflow requests."""
+        """Queue of workflow requests, and the fanout exchange to it: who may publish there reaches no other queue."""
         return f"{self.prefix}.workflows"
 
     @property

@@ -156,13 +156,13 @@ async def start_workflow(url: str, names: Names, request: Mapping[str, Any]) -> 
     )
     async with connected(url) as channel:
         try:
-            await channel.default_exchange.publish(
-                message, names.workflows, mandatory=True, timeout=_TIMEOUT_S
-            )
-        except exceptions.PublishError:
+            # Its own exchange: that a producer may write to it lets it reach no other queue.
+            exchange = await channel.get_exchange(names.workflows)
+            await exchange.publish(message, "", mandatory=True, timeout=_TIMEOUT_S)
+        except (exceptions.ChannelNotFoundEntity, exceptions.PublishError):
             raise BrokerError(
-                f"there is no queue {names.workflows}: no daemon with the prefix {names.prefix!r} has run on this "
-                "broker; start one with `jef run`"
+                f"nothing takes what is published to {names.workflows}: no daemon with the prefix {names.prefix!r} has "
+                "run on this broker; start one with `jef run`"
             ) from None
 
 

@@ -61,9 +61,10 @@ def rights(names: Names) -> Mapping[str, Rights]:
     def with_own(part: str, meaning: str, write: tuple[str, ...] = (), read: tuple[str, ...] = ()) -> Rights:
         return Rights(meaning, own(part), (*own(part), *write), (*own(part), *read))
 
-    jobs, status = _literal(names.jobs), _literal(names.status)
+    status = _literal(names.status)
+    requests = (_literal(names.jobs), _literal(names.workflows))
     return {
-        "producer": with_own("producer", "sends requests, hears their answers", write=(jobs,)),
+        "producer": with_own("producer", "sends requests, hears their answers", write=requests),
         "daemon": _daemon(names),
         "watcher": _watcher(names),
         "reader": with_own(
@@ -85,7 +86,7 @@ def _daemon(names: Names) -> Rights:
     exchanges = [names.jobs, names.status, names.daemons, names.watched, names.lock_keeper, names.dead]
     exchanges += [names.workflow_status, names.workflow_keeper]
     queues = [names.unroutable, names.locks, names.updates, names.control]  # the first is an exchange, too
-    queues += [names.workflows, names.coordinator]
+    queues += [names.workflows, names.coordinator]  # and again
     own = [_literal(names.daemon("")) + _LEDGER, _literal(names.lock_replies("")) + _LEDGER, _watched(names)]
     read = (*map(_literal, exchanges), *map(_literal, queues), f"{_literal(names.job_queue(''))}.+", *own)
     made = (*read, _literal(names.dead_letters), _literal(trial(names)))
@@ -108,11 +109,12 @@ def _watcher(names: Names) -> Rights:
 def _operator(names: Names, own: tuple[str, ...]) -> Rights:
     """`jef cancel`, `jef locks`, `jef dead-letters replay`: people, by the command line."""
     replies = f"{_literal(names.lock_replies('client-'))}[0-9a-f]{{32}}"
-    jobs, status, letters = _literal(names.jobs), _literal(names.status), _literal(names.dead_letters)
+    requests = (_literal(names.jobs), _literal(names.workflows))
+    status, letters = _literal(names.status), _literal(names.dead_letters)
     return Rights(
         "people: `jef submit`, `watch`, `cancel`, `locks`, `workflows`, `dead-letters`",
         configure=(*own, replies),
-        write=(*own, replies, jobs, _DEFAULT_EXCHANGE),
+        write=(*own, replies, *requests, _DEFAULT_EXCHANGE),
         read=(*own, replies, status, _literal(names.workflow_status), letters),
     )
 

@@ -29,7 +29,7 @@ PREFIX, ELSEWHERE = "acme", "elsewhere"
 PARTS = sorted(rights(Names()))
 NAMES = Names(PREFIX)
 QUEUES = ("jobs.nap", "unroutable", "dead-letters", "locks", "updates", "control", "workflows")
-EXCHANGES = ("jobs", "status", "dead", "unroutable", "daemons", "watched", "workflow-status")
+EXCHANGES = ("jobs", "status", "dead", "unroutable", "daemons", "watched", "workflow-status", "workflows")
 LEDGER = "0123456789ab"
 
 
@@ -145,11 +145,11 @@ STEPS: dict[str, Callable[[Any], object]] = {
 }
 
 MAY: dict[str, set[str]] = {
-    "producer": {"declare own", "publish jobs", "declare of producer"},
+    "producer": {"declare own", "publish jobs", "publish workflows", "declare of producer"},
     "reader": {"declare own", "hear status", "hear workflow-status", "declare of reader"},
     "outside": {"declare own", "publish by queue", "declare of outside"},
     "operator": {
-        *("declare own", "declare of operator", "publish jobs", "publish by queue"),
+        *("declare own", "declare of operator", "publish jobs", "publish workflows", "publish by queue"),
         *("hear status", "hear workflow-status", "get dead-letters"),
     },
     "daemon": {
@@ -231,15 +231,18 @@ class Reader:
         self._channel = self._connection.channel()
         self._queue = f"{PREFIX}-reader.{time.monotonic_ns()}"
         self._channel.queue_declare(self._queue, exclusive=True)
-        self._channel.queue_bind(self._queue, NAMES.status, "#")
+        for exchange in (NAMES.status, NAMES.workflow_status):
+            self._channel.queue_bind(self._queue, exchange, "#")
         self.told: list[dict[str, Any]] = []
 
     def close(self) -> None:
         """Hang up."""
         self._connection.close()
 
-    def until(self, name: str, status: str, with_key: str = "status") -> dict[str, Any]:
-        """Wait until a job is told to have a status, in a notification that has a key."""
+    def until(
+        self, name: str, status: str, with_key: str = "status", key: str = "executionId"
+    ) -> dict[str, Any]:
+        """Wait until a job (or a workflow) is told to have a status, in a notification that has a key."""
         until = time.monotonic() + 40
         while time.monotonic() < until:
             for _, _, body in self._channel.consume(self._queue, auto_ack=True, inactivity_timeout=0.2):
@@ -247,7 +250,7 @@ class Reader:
                     break
                 self.told.append(json.loads(body))
                 told = self.told[-1]
-                if (told["executionId"], told["status"]) == (name, status) and with_key in told:
+                if (told.get(key), told["status"]) == (name, status) and with_key in told:
                     return told
         raise AssertionError(f"{name} never was {status}: {self.told}")
 
@@ -317,6 +320,25 @@ def test_jobs_run_from_request_to_answer(site: Site, daemon: DaemonProcess, read
         assert json.loads(body or b"{}")["status"] == "COMPLETED"
         break
     connection.close()
+
+
+def test_a_producer_starts_workflows(site: Site, daemon: DaemonProcess, reader: Reader) -> None:
+    """By their exchange, as a client and by the command line; an operator too; a reader does not."""
+    folder = daemon.folder / "data" / "workflows"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "line.yaml").write_text("name: line\nstages: [{name: a, action: quick}]\n")
+    connection = site.connect("producer")
+    channel = connection.channel()
+    channel.confirm_delivery()
+    request = {"workflowId": "w-1", "workflow": "line"}
+    channel.basic_publish(NAMES.workflows, "", json.dumps(request).encode(), mandatory=True)
+    connection.close()
+    assert reader.until("w-1", "COMPLETED", "workflow", key="workflowId")["variables"] == {}
+    for number, part in enumerate(("producer", "operator"), 2):
+        started = jef(site, part, "workflows", "start", "line", "--id", f"w-{number}")
+        assert started.returncode == 0, started.stderr
+        reader.until(f"w-{number}", "COMPLETED", "workflow", key="workflowId")
+    assert "ACCESS_REFUSED" in jef(site, "reader", "workflows", "start", "line").stderr
 
 
 def test_operators_cancel_look_at_locks_and_replay(site: Site, daemon: DaemonProcess, reader: Reader) -> None:

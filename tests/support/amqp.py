@@ -234,7 +234,7 @@ async def delete_all(url: str, prefix: str) -> None:
         for name in (*queues, *(f"jobs.{action}" for action in ACTIONS)):
             await channel.queue_delete(f"{prefix}.{name}")
         exchanges = ["jobs", "unroutable", "dead", "status", "daemons", "watched", "lock-keeper"]
-        for name in (*exchanges, "workflow-status", "workflow-keeper"):
+        for name in (*exchanges, "workflows", "workflow-status", "workflow-keeper"):
             await channel.exchange_delete(f"{prefix}.{name}")
     finally:
         await connection.close()
