@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import sqlite3
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,6 +37,10 @@ stages:
     retry: {attempts: 99}
     configuration: {result: "{{ stages.each.result | join }}{{ workflow.seen }}"}
   - {name: clean, action: staged, retry: {attempts: 99}, always: true}
+"""
+AWAY = """
+name: away
+stages: [{name: a, action: away, elsewhere: true}]
 """
 JOBS = ("first", "each.0", "each.1", "last", "clean")
 
@@ -67,6 +73,39 @@ async def test_kills_of_coordinator_and_worker(
     for name in await starting:
         assert (await client.end_of_workflow(name, 120))["status"] == "COMPLETED", f"seed {SEED}"
     _check(daemon, client)
+
+
+async def test_a_coordinator_that_dies_before_its_ledger_has_it_loses_nothing(
+    coordinator: DaemonProcess, client: Client
+) -> None:
+    """Killed while its ledger takes no writes: a request, then the end of a stage, come again to its next life."""
+    (coordinator.folder / "data" / "workflows" / "away.yaml").write_text(AWAY)
+    await asyncio.to_thread(coordinator.start)
+    await _die_with(coordinator, client, "workflows", client.start_workflow("away", "w"))
+    await client.until(lambda: bool(client.of_workflow("w")))
+    assert client.of_workflow("w")[0]["status"] == "QUEUED"
+    await client.until(lambda: client.of_workflow("w")[-1]["status"] == "RUNNING")
+    end = {"executionId": "w:a:1", "status": "COMPLETED", "result": "done", "sequence": 1}
+    await _die_with(coordinator, client, "coordinator", client.tell("away.completed", end))
+    assert (await client.end_of_workflow("w"))["status"] == "COMPLETED"
+
+
+async def _die_with(
+    process: DaemonProcess, client: Client, queue: str, sent: Coroutine[Any, Any, None]
+) -> None:
+    """Let the process have a message that it cannot write down, kill it, start it again."""
+    ledger = sqlite3.connect(process.folder / "data" / "ledger.db", isolation_level=None)
+    ledger.execute("BEGIN IMMEDIATE")
+    await sent
+    name = f"{client.prefix}.{queue}"
+    while (await client.channel.declare_queue(name, passive=True)).declaration_result.message_count:
+        await asyncio.sleep(0.02)
+    # It has the message now; this takes it longer than a word to the broker would.
+    assert (await asyncio.to_thread(process.jef, "workflows", "show", "w", "--json")).returncode in {0, 6}
+    process.kill()
+    ledger.execute("ROLLBACK")
+    ledger.close()
+    await asyncio.to_thread(process.start)
 
 
 async def _start_all(client: Client) -> list[str]:
