@@ -17,14 +17,14 @@ def purge(
     older_than: Annotated[str, typer.Option(help="Finished longer ago than this: 12h, 30d.")] = "30d",
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
-    """Delete finished executions with their histories, in small steps; a running daemon is not disturbed.
+    """Delete finished executions and workflows, and their histories, in small steps; a daemon that runs goes on.
 
     Examples:
       jef purge --older-than 7d
 
       jef purge --older-than 0s --yes
     """
-    from jef_daemon.ledger.purging import count_finished, purge_finished
+    from jef_daemon.ledger.purging import Finished, count_finished, purge_finished
 
     before = time.time() - duration_s(older_than)
     ledger_url = common.settings().ledger
@@ -33,12 +33,12 @@ def purge(
         typer.echo(f"nothing finished longer than {older_than} ago")
         return
     if not yes:
-        typer.confirm(f"delete {count} executions that finished longer than {older_than} ago?", abort=True)
-    done = 0
+        typer.confirm(f"delete {count} that finished longer than {older_than} ago?", abort=True)
+    done = Finished()
     for step in purge_finished(ledger_url, before):
         done += step
         typer.echo(f"\r{done} of {count} deleted", nl=False, err=True)
-    typer.echo(f"\r{done} executions deleted", err=False)
+    typer.echo(f"\r{done} deleted", err=False)
 
 
 @app.command(rich_help_panel="Keeping house")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from sqlalchemy import event, text
 from jef_daemon.errors import NotFound
 from jef_daemon.ledger import SqlLedger
 from jef_daemon.ledger.opening import open_engine
+from jef_daemon.ledger.purging import Finished, count_finished, purge_finished
 from jef_daemon.ledger.workflow_reading import WorkflowReader
 from jef_daemon.lifecycle import Completed, Execution, Failed, Status
 from jef_daemon.messages import Control
@@ -138,6 +140,25 @@ async def test_finished_workflows_are_purged_with_their_definitions(
     await ledger.purge(clock.time, 10)
     await ledger.coordinating([ended("open", "a")])
     assert (await asked(ledger))[-1] == "open:b:1"
+
+
+async def test_workflows_are_purged_from_outside_a_daemon_too(
+    ledger: SqlLedger, url: str, clock: ManualClock
+) -> None:
+    """As `jef purge` does it, in steps; open ones stay, and what they are pinned to."""
+    clock.time = time.time() - 1000
+    many = {**ROW, "concurrency": 1000}
+    await ledger.coordinating([begin(f"w-{number}", many) for number in range(600)])
+    await ledger.coordinating([ended(f"w-{number}", "a", status=Status.FAILED) for number in range(1, 600)])
+    before = time.time() - 500
+    assert count_finished(url, before - 1000) == Finished()
+    assert str(count_finished(url, before)) == "0 executions and 599 workflows"
+    steps = list(purge_finished(url, before))
+    assert steps == [Finished(workflows=500), Finished(workflows=99)]
+    reader = WorkflowReader(url)
+    assert [kept.state.workflow_id for kept in reader.page([], None, 10)[0]] == ["w-0"]
+    assert list(reader.history("w-1")) == []
+    assert definitions(url) == {Definition.model_validate(many).revision}
 
 
 async def test_a_definition_is_kept_for_a_workflow_within_that_has_not_begun(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -315,6 +316,9 @@ async def test_people_see_stages_variables_and_history(
     history = module_daemon.jef("workflows", "history", "w-15").stdout
     words = [line.split()[3] for line in history.splitlines()]
     assert words == ["Accepted", "Begun", *["Started", "Completed"] * 3, "Completed"]
+    purged = module_daemon.jef("purge", "--older-than", "0s", "--yes")
+    assert re.search(r"\d+ executions and \d+ workflows deleted", purged.stdout), purged
+    assert module_daemon.jef("workflows", "show", "w-15").returncode == 6
     unknown = module_daemon.jef("workflows", "show", "nobody")
     assert unknown.returncode == 6
     assert module_daemon.jef("workflows", "cancel", "nobody").returncode == 6
