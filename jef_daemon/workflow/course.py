@@ -66,7 +66,6 @@ def _move_stage(step: Step, name: str, *, may_start: bool) -> bool:
 
 def _open(step: Step, name: str, stage: StageState, spec: Stage) -> None:
     """A stage's turn has come."""
-    stage.error, stage.job = None, {}
     try:
         if not _is_true(step.plan.conditions[name], names(step, name)):
             stage.phase = Phase.SKIPPED
@@ -161,12 +160,11 @@ def _has_passed(stage: Stage, state: StageState) -> bool:
 
 
 def _is_true(condition: Expression | bool, names: Mapping[str, Any]) -> bool:
-    found = condition.value(names) if isinstance(condition, Expression) else condition
+    if isinstance(condition, bool):
+        return condition
+    found = condition.value(names)
     if not isinstance(found, bool):
-        raise ExpressionError(
-            f"when: {condition.source if isinstance(condition, Expression) else condition} is "
-            "neither true nor false"
-        )
+        raise ExpressionError(f"when: {condition.source} is neither true nor false")
     return found
 
 

@@ -61,7 +61,9 @@ def test_they_are_released_behind_the_last_stage() -> None:
     for job in ("a:1", "b:1"):
         assert not of(events.ReleaseLocks, course.end(job))
     assert course.end("z:1")[-1] == events.ReleaseLocks()
-    assert course.state.status is C
+    assert (course.state.status, course.state.locks[0].token) == (C, None)
+    with pytest.raises(events.Refused):
+        course.do(events.LocksLost(reason=GONE))
 
 
 def test_they_are_released_after_a_failure_and_its_cleaning_up() -> None:
