@@ -7,7 +7,8 @@ control        cancel, retry, resume
 letters        dead-letters list, show, replay, drop
 locks          locks list, acquire, release, run, history
 holding        a command that runs as long as locks are held
-workflows      workflows check, draw, start, list, show, history, cancel, retry
+workflow_definitions  workflows check, draw, schema
+workflows      workflows start, list, show, history, cancel, retry
 keeping        purge, schema
 systemd        systemd install
 definitions    definitions: users and topology as a file that the broker loads

@@ -25,6 +25,10 @@ def text(plan: Plan) -> str:
     """Lines for a terminal: a stage each, in an order in which they may run."""
     width = max(len(name) for name in plan.stages)
     lines = [f"{plan.definition.name} ({plan.definition.revision})"]
+    lines += [
+        f"  holds {lock.resource} {lock.mode}, from its beginning to its end"
+        for lock in plan.definition.locks
+    ]
     for stage in _ordered(plan):
         needs = plan.needs[stage.name]
         behind = "at the end" if stage.always else f"after {', '.join(needs)}" if needs else "at once"

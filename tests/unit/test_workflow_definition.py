@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import jsonschema  # type: ignore[import-untyped]  # check-jsonschema brings it, without its types
 import pytest
 from pydantic import BaseModel
+from ruamel.yaml import YAML
 
 from jef_daemon.workflow import drawing
 from jef_daemon.workflow.definition import Definition, json_schema
@@ -20,7 +22,8 @@ from jef_daemon.workflow.loading import DefinitionError, load
 from tests.support.process import ROOT
 
 PAGE = (ROOT / "docs/workflows.md").read_text(encoding="utf-8")
-EXAMPLE = re.search(r"<!-- example: definition -->\n```yaml\n(.*?)```", PAGE, re.DOTALL)
+EXAMPLES = re.findall(r"<!-- example: definition -->\n```yaml\n(.*?)```", PAGE, re.DOTALL)
+EXAMPLE = EXAMPLES[0]
 NAMES: dict[str, Any] = {
     "workflow": {"a": 1, "s": "/x/y.mov", "l": [1, 2]},
     "job": {},
@@ -45,9 +48,10 @@ def said(path: Path) -> list[str]:
     return [str(problem).removeprefix(f"{path.parent}/") for problem in caught.value.problems]
 
 
-def test_the_example_of_the_page_is_right(tmp_path: Path) -> None:
-    assert EXAMPLE is not None
-    source = load(written(tmp_path, EXAMPLE[1], "ingest"))
+def test_the_examples_of_the_page_are_right(tmp_path: Path) -> None:
+    held = load(written(tmp_path, EXAMPLES[1], "replace")).plan.definition
+    assert (held.locks[0].mode, held.lock_timeout) == ("EXCLUSIVE", 600)
+    source = load(written(tmp_path, EXAMPLE, "ingest"))
     assert source.plan.needs["thumbnails"] == ("proxy", "sums")
     assert source.plan.needs["store"] == ("thumbnails",)
     assert Definition.model_validate_json(source.plan.definition.canonical()) == source.plan.definition
@@ -293,10 +297,12 @@ def test_a_configuration_is_held_against_the_actions_model() -> None:
 
 
 def test_the_pictures_show_every_stage(tmp_path: Path) -> None:
-    assert EXAMPLE is not None
-    plan = load(written(tmp_path, EXAMPLE[1], "ingest")).plan
+    plan = load(written(tmp_path, EXAMPLE, "ingest")).plan
     lines = drawing.text(plan).splitlines()
     assert len(lines) == 1 + len(plan.stages)
+    held = load(written(tmp_path, EXAMPLES[1], "replace")).plan
+    line = "  holds asset/{{ workflow.asset }} EXCLUSIVE, from its beginning to its end"
+    assert drawing.text(held).splitlines()[1] == line
     assert "after proxy, sums  [forEach, 2 at once; when workflow.duration > 1]" in drawing.text(plan)
     assert "  s_proxy --> s_thumbnails" in drawing.mermaid(plan).splitlines()
     picture = ElementTree.fromstring(drawing.svg(plan))
@@ -305,10 +311,23 @@ def test_the_pictures_show_every_stage(tmp_path: Path) -> None:
     assert len(boxes) == len(places) == len(plan.stages)
 
 
-def test_the_schema_knows_the_example() -> None:
-    """Every key of the page's example is in it, and what a definition must have."""
-    schema = json_schema()
-    assert schema["required"] == ["name", "stages"]
-    assert schema["additionalProperties"] is False
-    assert {"forEach", "onFailure", "needs"} <= set(schema["$defs"]["Stage"]["properties"])
-    assert json.loads(json.dumps(schema)) == schema
+def test_the_schema_takes_the_examples_and_refuses_mistakes() -> None:
+    """As an editor holds them against it; what an editor can know of them is refused."""
+    schema = jsonschema.Draft202012Validator(json.loads(json.dumps(json_schema())))
+    yaml = YAML(typ="safe", pure=True)
+    for example in (*EXAMPLES, (ROOT / "config/workflows/ingest.yaml").read_text()):
+        schema.validate(yaml.load(example))
+    stage = "{name: a, action: x"
+    wrong = {
+        "stages: [" + stage + "}]": "'name' is a required property",
+        "name: w\nstages: []": "[] should be non-empty",
+        "name: w\nstages: [" + stage + ", onFail: fail}]": "'onFail' was unexpected",
+        "name: w\nstages: [" + stage + ", onFailure: stop}]": "'stop' does not match",
+        "name: w\nlocks: [{mode: SHARED}]\nstages: [" + stage + "}]": "'resource' is a required property",
+        "name: w\nlocks: [{resource: r, mode: X}]\nstages: [" + stage + "}]": "'X' is not one of",
+        "name: w\nlockTimeout: 0\nstages: [" + stage + "}]": "0 is not valid",
+    }
+    for text, said in wrong.items():
+        errors = list(schema.iter_errors(yaml.load(text)))
+        assert [said for error in errors if said in error.message] == [said], (text, errors)
+    schema.validate(yaml.load("name: w\nstages: [" + stage + ", needs: b}]"))
