@@ -78,7 +78,6 @@ def _fail(
     step: Step, stage: str, run: Run, error: dict[str, Any], name: str, *, is_final: bool = False
 ) -> None:
     run.error = {key: error[key] for key in ("type", "message") if key in error}
-    run.result, run.variables = "", {}
     then, run.then = run.then, ""
     retry = step.plan.stages[stage].retry
     said = f"{error.get('type', 'Failed')}: {error.get('message', '')}".removesuffix(": ")

@@ -1,6 +1,7 @@
 """Workflows under violence: coordinator and worker, two daemons, killed with -9 while they carry 300 of them out.
 
-Each workflow comes to its end, each stage is done once, nothing is forgotten, nothing is started twice.
+Each workflow comes to its end, each stage is done once, nothing is forgotten, nothing is started twice; and of those
+that hold the same lock across their stages, one is over before the next begins.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ from tests.support.process import DaemonProcess
 
 pytestmark = pytest.mark.timeout(300)
 SEED = int(os.environ.get("JEF_TEST_SEED", "0")) or random.randrange(1, 10**6)
-WORKFLOWS, KILLS = 300, 6
+WORKFLOWS, KILLS, GROUPS = 300, 6, 20
 DEFINITION = """
 name: chain
 variables: {seen: 0}
+required: [group]
+locks: [{resource: "group/{{ workflow.group }}"}]
 stages:
   - {name: first, action: staged, retry: {attempts: 99}, configuration: {workflow: {seen: 1}, job: {k: 1}}}
   - name: each
@@ -111,11 +114,15 @@ async def _die_with(
 async def _start_all(client: Client) -> list[str]:
     names = [f"w-{number}" for number in range(WORKFLOWS)]
     for name in names:
-        await client.start_workflow("chain", name)
+        await client.start_workflow("chain", name, variables={"group": group(name)})
         await asyncio.sleep(0.01)
     for name in random.sample(names, 30):  # a producer that is not sure asks again
-        await client.start_workflow("chain", name)
+        await client.start_workflow("chain", name, variables={"group": group(name)})
     return names
+
+
+def group(name: str) -> int:
+    return int(name.removeprefix("w-")) % GROUPS
 
 
 def _check(daemon: DaemonProcess, client: Client) -> None:
@@ -135,3 +142,9 @@ def _check(daemon: DaemonProcess, client: Client) -> None:
         first, *both, last, clean = (order[f"w-{number}:{job}"] for job in JOBS)
         assert first < min(both), f"seed {SEED}"
         assert max(both) < last < clean, f"seed {SEED}"
+    for each in range(GROUPS):
+        ours = [
+            name.partition(":")[0] for name, _ in daemon.starts() if group(name.partition(":")[0]) == each
+        ]
+        turns = [name for place, name in enumerate(ours) if place == 0 or ours[place - 1] != name]
+        assert len(turns) == len(set(turns)), f"seed {SEED}: two at once: {turns}"
