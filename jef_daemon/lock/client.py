@@ -28,6 +28,8 @@ log = structlog.get_logger()
 _TICK_S = 1.0
 _OWNERS_AT_ONCE = 250
 """In one message; the service's limit is 256."""
+_WORKFLOWS_S = 60.0
+"""So often at least workflows hear whether they still hold what they hold."""
 _SILENCE_S = 30.0
 """So long a request may go unanswered before we ask whether the service hears us."""
 _BETWEEN_PAGES_S = 0.02
@@ -137,6 +139,7 @@ class LockClient:
             parts.create_task(self._keep_running(), name="locks: running")
             parts.create_task(self._keep_waiting(), name="locks: waiting")
             parts.create_task(self._keep_held(), name="locks: held")
+            parts.create_task(self._keep_workflows(), name="locks: workflows")
             parts.create_task(self._go_on(), name="locks: due")
 
     # --- hearing -----------------------------------------------------------------------------------------
@@ -215,23 +218,30 @@ class LockClient:
             await asyncio.sleep(_TICK_S if names else pause_s)
 
     async def _keep_held(self) -> None:
-        """Go round all that hold locks while nothing of theirs runs in memory: work outside, or timed out; workflows.
+        """Go round all that hold locks while nothing of theirs runs in memory: their work is outside, or timed out.
 
         What they lost, the service says. Our own clock says nothing of them: we do not know when they were renewed.
         """
         pause_s = min(self._times.lease_s / 3, self._times.margin_s / 2)
         while True:
-            after = ""
-            while names := await self._ledger.lock_states("held", after):
-                here = [name for name in names if name not in self._held]
-                workflows = [name for name in here if key_of_owner(name) is not None]
-                for owners in _pages([name for name in here if name not in set(workflows)]):
-                    await self._keep(owners)
-                for owners in _pages(workflows):
-                    await self._keep(owners, lease_s=self._times.workflow_s)
-                after = names[-1]
-                await asyncio.sleep(_BETWEEN_PAGES_S)
+            await self._go_round(self._times.lease_s, of_workflows=False)
             await asyncio.sleep(pause_s)
+
+    async def _keep_workflows(self) -> None:
+        """Go round all workflows that hold locks across their stages; seldom, as their leases are long."""
+        pause_s = min(self._times.workflow_s / 3, _WORKFLOWS_S)
+        while True:
+            await self._go_round(self._times.workflow_s, of_workflows=True)
+            await asyncio.sleep(pause_s)
+
+    async def _go_round(self, lease_s: float, *, of_workflows: bool) -> None:
+        after = ""
+        while names := await self._ledger.lock_states("held", after):
+            ours = [name for name in names if (key_of_owner(name) is not None) == of_workflows]
+            for owners in _pages([name for name in ours if name not in self._held]):
+                await self._keep(owners, lease_s=lease_s)
+            after = names[-1]
+            await asyncio.sleep(_BETWEEN_PAGES_S)
 
     async def _go_on(self) -> None:
         """What is due: ask at `notBefore`, ask again what got lost, give back what cannot start."""

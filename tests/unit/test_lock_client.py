@@ -35,7 +35,9 @@ class World:
 
     session = 1
 
-    def __init__(self) -> None:
+    def __init__(self, times: LockTimes) -> None:
+        self.rows: dict[str, list[str]] = {}
+        """Owners by the state of their locks."""
         self.heard: list[Heard] = []
         self.lost: list[Lost] = []
         self.will_lose: list[Lost] = []
@@ -43,7 +45,7 @@ class World:
         self.sent: asyncio.Queue[Outgoing] = asyncio.Queue()
         self.done: asyncio.Queue[int] = asyncio.Queue()
         """How many deliveries were acknowledged, each time."""
-        self.client = LockClient(self, self, "t.locks", "t.lock-replies.1", TIMES, lambda: None, self._lose)
+        self.client = LockClient(self, self, "t.locks", "t.lock-replies.1", times, lambda: None, self._lose)
 
     def _lose(self, lost: Lost) -> None:
         self.lost.append(lost)
@@ -59,7 +61,7 @@ class World:
         return 0
 
     async def lock_states(self, state: str, after: str = "") -> list[str]:
-        return []
+        return [name for name in self.rows.get(state, ()) if name > after][:2]
 
     async def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
         self.done.put_nowait(len(deliveries))
@@ -88,10 +90,13 @@ class World:
 
 
 @asynccontextmanager
-async def running(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+async def running(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, times: LockTimes = TIMES, **rows: list[str]
+) -> AsyncIterator[World]:
     monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(module, "_TICK_S", 0.0)
-    world = World()
+    world = World(times)
+    world.rows = rows
     task = asyncio.create_task(world.client.run())
     yield world
     task.cancel()
@@ -191,3 +196,21 @@ async def test_a_job_that_was_claimed_just_now_loses_its_locks_too(
         reply = json.dumps({"status": "REVOKED", "owner": "1"}).encode()
         world.client.deliver(Delivery(":lock-replies", reply, 1, 1, correlation_id="1#000000001"))
         assert await world.loss() == Lost("1", 1, "revoked")
+
+
+async def test_workflows_keep_what_they_hold_for_a_lease_of_their_own(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Thrice in it, however long those of jobs are; whoever waits, or is a job, is kept apart from them."""
+    times = LockTimes(lease_s=7200.0, wait_s=7200.0, workflow_s=0.3)
+    held = ["1", "2", "workflow/a", "workflow/b", "workflow/c"]
+    async with running(clock, monkeypatch, times, held=held, waiting=["3", "workflow/d"]) as world:
+        kept: list[tuple[float, float, list[str]]] = []
+        while sum("workflow/c" in owners for _, _, owners in kept) < 3:
+            told = json.loads((await world.renewal()).body)
+            kept.append((told["leaseSeconds"], told["waitLeaseSeconds"], told["owners"]))
+    assert {(lease, *owners) for lease, _, owners in kept} == {
+        *((0.3, "workflow/a", "workflow/b"), (0.3, "workflow/c")),
+        *((7200.0, "1", "2"), (7200.0, "3", "workflow/d")),
+    }
+    assert {wait for _, wait, _ in kept} == {7200.0}

@@ -222,6 +222,27 @@ def test_a_retry_of_a_stage_that_there_is_not_is_refused() -> None:
         course.do(events.RetryAsked(configuration={"b": {}, "x": {}}))
 
 
+def test_a_job_ends_once() -> None:
+    """Also where whoever tells it counts nothing."""
+    course = Course({"name": "a"}, {"name": "b"})
+    course.end("a:1")
+    with pytest.raises(events.Refused, match="not a job that it waits for"):
+        course.end("a:1", F)
+
+
+def test_a_timed_out_job_is_tried_again_once_it_is_stopped() -> None:
+    """The history tells why; what it had told before is no news of the next."""
+    course = Course({"name": "a", "onTimeout": "retry", "retry": {"attempts": 2}})
+    course.end("a:1", T, sequence=9)
+    with pytest.raises(events.Refused):
+        course.end("a:1", T, sequence=9)
+    course.end("a:1", X, sequence=10)
+    course.end("a:2", C, sequence=1)
+    assert course.noted() == [
+        *("Begun", "Started a", "TimedOut a", "Retried a", "Started a", "Completed a", "Completed")
+    ]
+
+
 @pytest.mark.parametrize("sequence", [3, 2])
 def test_a_notification_that_was_heard_is_not_heard_again(sequence: int) -> None:
     course = Course({"name": "a"})
