@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy import event, text
 
-from jef_daemon.errors import NotFound
+from jef_daemon.errors import NotFound, RequestRefused
 from jef_daemon.ledger import SqlLedger
 from jef_daemon.ledger.opening import open_engine
 from jef_daemon.ledger.purging import Finished, count_finished, purge_finished
@@ -19,10 +19,11 @@ from jef_daemon.ledger.workflow_reading import WorkflowReader
 from jef_daemon.lifecycle import Completed, Execution, Failed, Status
 from jef_daemon.messages import Control
 from jef_daemon.names import Names
-from jef_daemon.ports import Arrival, Capacity
+from jef_daemon.ports import Arrival, Capacity, Delivery, Refusal
 from jef_daemon.workflow import events
 from jef_daemon.workflow.definition import Definition
-from jef_daemon.workflow.inputs import Became, Begin, JobEnded, WorkflowCommand
+from jef_daemon.workflow.inputs import Became, Begin, JobEnded, RefusedRequest, WorkflowCommand
+from jef_daemon.workflow.state import key_of
 from tests.support.clock import ManualClock
 
 ROW = {
@@ -187,6 +188,106 @@ def definitions(url: str) -> set[str]:
         found = set(connection.scalars(text("SELECT revision FROM workflow_definitions")))
     engine.dispose()
     return found
+
+
+def nested(*names: str) -> dict[str, str]:
+    """Workflows within one another, the first around all; the last has a job."""
+    found = {}
+    for name, inner in zip(names, (*names[1:], None), strict=True):
+        stage = {"name": "s", "action": "x"} if inner is None else {"name": "s", "workflow": inner}
+        found[name] = Definition.model_validate({"name": name, "stages": [stage]}).canonical()
+    return found
+
+
+async def test_workflows_within_one_another_pass_on_what_they_are_pinned_to(
+    ledger: SqlLedger, url: str
+) -> None:
+    """And the producer's span; the end of the innermost is the end of all."""
+    span = "00-" + "1" * 32 + "-" + "2" * 16 + "-01"
+    await ledger.coordinating([Begin("w", "one", nested("one", "two", "three"), traceparent=span)])
+    [job] = [each for each in await ledger.outbox(0, 100) if each.exchange == "t.jobs"]
+    assert (job.headers or {})["traceparent"] == span
+    told = [each for each in await ledger.outbox(0, 100) if each.exchange == "t.workflow-status"]
+    assert {(each.headers or {})["traceparent"] for each in told} == {span}
+    key = json.loads(job.body)["executionId"].partition(":")[0]
+    await ledger.coordinating([ended(key, "s")])
+    reader = WorkflowReader(url)
+    page, _ = reader.page([], None, 10)
+    assert [(kept.name, kept.state.status.value) for kept in page] == [
+        *(("three", "COMPLETED"), ("two", "COMPLETED"), ("one", "COMPLETED"))
+    ]
+    assert [entry.event for entry in reader.history("w")] == [
+        *("Accepted", "Begun", "Started", "Completed", "Completed")
+    ]
+
+
+async def test_workflows_are_not_within_one_another_for_ever(ledger: SqlLedger, url: str) -> None:
+    names = [f"w{number}" for number in range(11)]
+    await ledger.coordinating([Begin("w", "w0", nested(*names))])
+    assert "10 workflows within one another are allowed" in WorkflowReader(url).find("w").state.message
+    assert await asked(ledger) == []
+
+
+async def test_a_cancel_goes_down_and_its_end_comes_up(ledger: SqlLedger, url: str) -> None:
+    await ledger.coordinating([Begin("w", "one", nested("one", "two"))])
+    cancel = Control.model_validate({"command": "cancel", "workflowId": "w", "reason": "why"})
+    await ledger.coordinating([WorkflowCommand(cancel)])
+    [command] = await posted(ledger, "")
+    assert (command["executionId"], command["reason"], command["force"]) == (
+        f"{key_of('w:s:1')}:s:1",
+        "why",
+        False,
+    )
+    await ledger.coordinating([ended(key_of("w:s:1"), "s", status=Status.CANCELLED)])
+    reader = WorkflowReader(url)
+    assert [reader.find(each).state.status.value for each in ("w", "w:s:1")] == ["CANCELLED", "CANCELLED"]
+
+
+async def test_what_is_no_workflow_is_a_dead_letter_and_told_once(ledger: SqlLedger) -> None:
+    """Told where its id can be read, unless there is a workflow of this id: that one has not failed."""
+    error = RequestRefused("workflow-invalid", "there is no workflow 'x'")
+    delivery = Delivery("workflows", b"{}", 1, 1, routing_key="t.workflows")
+    refusal = Refusal(error, delivery, "workflows")
+    await ledger.coordinating([begin("known")])
+    refused = [RefusedRequest(refusal, name, "x") for name in ("known", "new", None)]
+    assert await ledger.coordinating(refused) == [Became.REFUSED] * 3
+    letters = [each for each in await ledger.outbox(0, 100) if each.exchange == "t.dead"]
+    assert [(each.headers or {})["x-jef-reason"] for each in letters] == ["workflow-invalid"] * 3
+    told = [each for each in await posted(ledger, "t.workflow-status") if each["status"] == "FAILED"]
+    assert [(each["workflowId"], each["message"]) for each in told] == [
+        ("new", "workflow-invalid: there is no workflow 'x'")
+    ]
+
+
+async def test_commands_are_answered_and_say_why_not(ledger: SqlLedger) -> None:
+    """For what is here; another coordinator, or nobody, answers for the rest."""
+    await ledger.coordinating([begin("w")])
+    commands = [("retry", "w"), ("cancel", "nobody"), ("resume", "w"), ("cancel", "w"), ("cancel", "w")]
+    inputs = [
+        WorkflowCommand(
+            Control.model_validate({"command": word, "workflowId": name}),
+            "asker" if place != 3 else None,
+            str(place),
+        )
+        for place, (word, name) in enumerate(commands)
+    ]
+    became = await ledger.coordinating(inputs)
+    assert became == [Became.REFUSED, Became.IGNORED, Became.IGNORED, Became.TAKEN, Became.REFUSED]
+    answers = [each for each in await ledger.outbox(0, 100) if each.routing_key == "asker"]
+    assert [(each.correlation_id, json.loads(each.body)) for each in answers] == [
+        (
+            "0",
+            {"accepted": False, "status": "RUNNING", "reason": "it is RUNNING: only a FAILED one is retried"},
+        ),
+        (
+            "4",
+            {
+                "accepted": False,
+                "status": "RUNNING",
+                "reason": "it is being cancelled already; force does not wait",
+            },
+        ),
+    ]
 
 
 async def test_no_statement_looks_at_all_workflows(ledger: SqlLedger, url: str, clock: ManualClock) -> None:

@@ -346,6 +346,16 @@ def test_a_cancel_by_force_leaves_out_the_cleaning_up() -> None:
     assert late.state.status is X
 
 
+@pytest.mark.parametrize("status", [X, F])
+def test_a_job_that_is_being_cancelled_is_cancelled_however_it_ends(status: Status) -> None:
+    """No failure of the workflow's, and no other job, though it might have had one."""
+    course = Course({"name": "a", "retry": {"attempts": 2}})
+    course.do(events.CancelAsked(reason="why"))
+    course.end("a:1", status, error={"type": "E", "message": "m"})
+    assert (course.phases(), course.asked()) == ({"a": "CANCELLED"}, ["a:1"])
+    assert (course.state.status, course.state.message) == (X, "why")
+
+
 def test_what_a_cancel_comes_before_is_not_looked_at() -> None:
     """Its condition, or an empty list: it is NOT_RUN, neither SKIPPED nor COMPLETED."""
     course = Course({"name": "a"}, {"name": "b", "when": False}, {"name": "c", "needs": "a", "forEach": []})
