@@ -45,10 +45,12 @@ def test_the_users_of_one_prefix_may_nothing_with_another(kind: str) -> None:
 
 
 def test_the_daemon_may_declare_all_that_it_declares() -> None:
+    """In all roles, with what remembers who keeps locks and workflows."""
     names = Names("jef")
-    topology = Topology.of(names, ["nap"], "quorum", "0123456789ab")
+    topology = Topology.of(names, ["nap"], "quorum", "0123456789ab", coordinates=True)
     may = rights(names)["daemon"].permissions()["configure"]
-    assert all(re.search(may, name) for name in named(topology))
+    wanted = [*named(topology), names.lock_keeper, names.workflow_keeper]
+    assert [name for name in wanted if not re.search(may, name)] == []
 
 
 def test_the_topology_is_whole_and_in_the_virtual_host() -> None:
@@ -58,5 +60,6 @@ def test_the_topology_is_whole_and_in_the_virtual_host() -> None:
     bound = {(each["source"], each["destination"], each["routing_key"]) for each in made["bindings"]}
     assert ("jef.jobs", "jef.jobs.nap", "nap") in bound
     assert ("jef.status", "jef.watched", "#") in bound
+    assert ("jef.workflows", "jef.workflows", "") in bound
     assert {queue["arguments"]["x-queue-type"] for queue in made["queues"]} == {"classic"}
     assert all(user["password_hash"] == "" for user in made["users"])
