@@ -159,6 +159,9 @@ def test_a_cancel_stops_what_runs_and_cleans_up() -> None:
 
 
 def test_variables_have_a_limit_and_an_error_that_says_so() -> None:
+    most = Course({"name": "a"}, bounds=Bounds(variables_bytes=110))
+    most.end("a:1", workflow_variables={"big": "x" * 100})
+    assert most.state.status is C
     course = Course({"name": "a"}, bounds=Bounds(variables_bytes=50))
     course.end("a:1", workflow_variables={"big": "x" * 100})
     assert course.state.status is F
@@ -241,6 +244,30 @@ def test_a_timed_out_job_is_tried_again_once_it_is_stopped() -> None:
     assert course.noted() == [
         *("Begun", "Started a", "TimedOut a", "Retried a", "Started a", "Completed a", "Completed")
     ]
+
+
+def cancels(effects: list[events.Effect]) -> list[str]:
+    return [effect.execution_id for effect in effects if isinstance(effect, events.CancelJob)]
+
+
+def test_a_timed_out_job_is_stopped_once_and_tried_as_often_as_it_may() -> None:
+    course = Course({"name": "a", "onTimeout": "retry", "retry": {"attempts": 2}})
+    assert cancels(course.end("a:1", T, sequence=1)) == ["w:a:1"]
+    assert cancels(course.end("a:1", T, sequence=2)) == []
+    course.end("a:1", X, sequence=3)
+    assert cancels(course.end("a:2", T, sequence=1)) == ["w:a:2"]
+    course.end("a:2", X, sequence=2)
+    assert course.asked() == ["a:1", "a:2"]
+    assert course.state.message == "stage a: TimedOut: its job was TIMED_OUT"
+
+
+def test_a_timed_out_job_is_not_tried_again_in_a_workflow_that_has_failed() -> None:
+    course = Course({"name": "a", "onTimeout": "retry", "retry": {"attempts": 2}}, {"name": "b", "needs": []})
+    course.end("a:1", T)
+    course.end("b:1", F)
+    course.end("a:1", X)
+    assert course.asked() == ["a:1", "b:1"]
+    assert (course.state.status, course.phases()["a"]) == (F, "FAILED")
 
 
 @pytest.mark.parametrize("sequence", [3, 2])
