@@ -261,6 +261,44 @@ def test_a_timed_out_job_is_stopped_once_and_tried_as_often_as_it_may() -> None:
     assert course.state.message == "stage a: TimedOut: its job was TIMED_OUT"
 
 
+def test_of_a_list_the_job_that_timed_out_is_stopped() -> None:
+    course = Course({"name": "a", "onTimeout": "fail", "forEach": [1, 2, 3]})
+    assert cancels(course.end("a.1:1", T)) == ["w:a.1:1"]
+    assert cancels(course.end("a.0:1", T)) == ["w:a.0:1"]
+
+
+def test_a_job_that_somebody_cancelled_has_failed_without_another() -> None:
+    """Nobody asked the workflow; who did it did not want it tried again."""
+    course = Course({"name": "a", "retry": {"attempts": 3}}, {"name": "b"})
+    course.end("a:1", X, reason="wrong file")
+    assert course.asked() == ["a:1"]
+    assert course.state.error == {"type": "Cancelled", "message": "wrong file"}
+    unsaid = Course({"name": "a"})
+    unsaid.end("a:1", X)
+    assert unsaid.state.error == {"type": "Cancelled", "message": "its job was cancelled"}
+
+
+def test_a_job_that_fails_in_a_workflow_that_has_failed_has_no_other() -> None:
+    """But what cleans up is tried as often as it may be."""
+    twice = {"retry": {"attempts": 2}}
+    course = Course(
+        {"name": "a", **twice}, {"name": "b", "needs": []}, {"name": "z", "always": True, **twice}
+    )
+    course.end("b:1", F)
+    course.end("a:1", F)
+    course.end("z:1", F)
+    assert course.asked() == ["a:1", "b:1", "z:1", "z:2"]
+
+
+def test_of_an_error_its_kind_and_words_are_kept() -> None:
+    course = Course({"name": "a"})
+    course.end("a:1", F, error={"type": "E", "message": "m", "traceback": "x" * 1000})
+    assert course.state.error == {"type": "E", "message": "m"}
+    unsaid = Course({"name": "a"})
+    unsaid.end("a:1", F)
+    assert unsaid.state.message == "stage a: Failed"
+
+
 def test_a_timed_out_job_is_not_tried_again_in_a_workflow_that_has_failed() -> None:
     course = Course({"name": "a", "onTimeout": "retry", "retry": {"attempts": 2}}, {"name": "b", "needs": []})
     course.end("a:1", T)
