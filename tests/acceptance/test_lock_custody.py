@@ -392,7 +392,7 @@ async def test_nobody_holds_what_another_has(
         if each.process is not None and each.process.poll() is not None:
             await asyncio.to_thread(each.start, ready=True, **_where(each))
     async with Client(own_broker.url, PREFIX, queue_type) as client:
-        client.told[:0] = told
+        client.remember(told)
         load.look(client)
         killing = asyncio.create_task(kill_now_and_then(chance, daemons, client, load, late))
         await load.submit(client, JOBS)
