@@ -150,6 +150,6 @@ def _tell(answers: Connection, wanted: Sequence[ActionSpec], python_path: list[s
     os.dup2(2, 1)
     # Ctrl-C at a terminal is the daemon's to answer.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sys.path[:0] = python_path
+    sys.path[:0] = [path for path in python_path if path not in sys.path]
     for spec in wanted:
         answers.send_bytes(json.dumps(describe(spec)).encode())

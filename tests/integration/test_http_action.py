@@ -320,7 +320,8 @@ async def test_wrong_tokens_of_callbacks_change_nothing(daemon: DaemonProcess, c
         for name in ("1", "2:x"):
             await client.submit("http", name, {"url": service.url})
         await client.until(lambda: len(service.requests) == 2)
-        await client.until(lambda: client.statuses("2:x")[-1:] == ["RUNNING"])
+        launched = "select count(distinct execution_id) from history where event = 'Launched'"
+        await client.until(lambda: of_ledger(daemon, launched) == 2)
         deadline = of_ledger(daemon, "select update_deadline from executions where execution_id = '1'")
         await client.until(lambda: of_ledger(daemon, "select count(*) from calls") == 0)
         await asyncio.sleep(0.5)  # what a poll means is written a moment after it
