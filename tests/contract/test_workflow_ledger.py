@@ -19,7 +19,7 @@ from jef_daemon.ledger.workflow_reading import WorkflowReader
 from jef_daemon.lifecycle import Completed, Execution, Failed, Status
 from jef_daemon.messages import Control
 from jef_daemon.names import Names
-from jef_daemon.ports import Arrival, Capacity, Delivery, Refusal
+from jef_daemon.ports import Arrival, Capacity, Command, Delivery, Refusal
 from jef_daemon.workflow import events
 from jef_daemon.workflow.definition import Definition
 from jef_daemon.workflow.inputs import Became, Begin, JobEnded, RefusedRequest, WorkflowCommand
@@ -256,6 +256,23 @@ async def test_what_is_no_workflow_is_a_dead_letter_and_told_once(ledger: SqlLed
     told = [each for each in await posted(ledger, "t.workflow-status") if each["status"] == "FAILED"]
     assert [(each["workflowId"], each["message"]) for each in told] == [
         ("new", "workflow-invalid: there is no workflow 'x'")
+    ]
+
+
+async def test_a_cancel_that_came_first_is_applied_and_keeps_its_words(ledger: SqlLedger, url: str) -> None:
+    """Also where it would have had to wait for its turn: it leaves that at once."""
+    cancel = Control.model_validate(
+        {"command": "cancel", "workflowId": "w-2", "reason": "not wanted", "by": "ann"}
+    )
+    await ledger.commanding([Command(cancel, actor="operator:ann")])
+    await ledger.coordinating([begin("w-1"), begin("w-2"), begin("w-3")])
+    reader = WorkflowReader(url)
+    assert [reader.find(f"w-{number}").state.status.value for number in (1, 2, 3)] == [
+        *("RUNNING", "CANCELLED", "QUEUED")
+    ]
+    assert reader.find("w-2").state.message == "not wanted"
+    assert [entry.actor for entry in reader.history("w-2") if entry.event == "CancelRequested"] == [
+        "operator:ann"
     ]
 
 
