@@ -7,6 +7,7 @@ messages are ignored here and preserved in the record, so that producers can evo
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, TypeVar
@@ -390,6 +391,7 @@ def routing_key(action: str, status: Status) -> str:
     return action + word
 
 
+@functools.lru_cache(maxsize=64)  # all of a transaction happens at one instant
 def timestamp(instant: float) -> str:
     """RFC 3339 in UTC with milliseconds, as notifications carry it."""
     return datetime.fromtimestamp(instant, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

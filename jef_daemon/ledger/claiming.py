@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import bindparam, func, null, select
+from sqlalchemy import bindparam, func, literal, null, select
 
 from jef_daemon import lifecycle
 from jef_daemon.ledger import rows, schema
@@ -31,7 +31,9 @@ _GRANTED = (
     .join_from(schema.job_locks, schema.executions, _JL.execution_id == _EX.execution_id)
     .join(schema.requests, schema.requests.c.execution_id == _EX.execution_id)
     .where(_JL.state == "granted", _JL.action == bindparam("wanted"), _JL.at > bindparam("now"))
-    .where(_EX.status.in_([status.value for status in UNSTARTED]), _EX.handed_back.is_(False))
+    .where(
+        _EX.status.in_([literal(status.value) for status in sorted(UNSTARTED)]), _EX.handed_back.is_(False)
+    )
     .order_by(_EX.priority.desc(), _EX.number)
     .limit(bindparam("most"))
 )
@@ -47,32 +49,46 @@ def claim(transaction: Transaction, capacity: Capacity) -> list[Claimed]:
             most = min(most, capacity.processes)
         if most > 0:
             found = {"wanted": wanted, "most": most, "now": transaction.now}
-            candidates += transaction.connection.execute(_CLAIMABLE, found).all()
+            candidates += map(_Candidate, transaction.driver.rows(_CLAIMABLE, found))
     # Granted ones first: others wait for the locks that they hold.
-    candidates.sort(key=lambda row: (row.grants is None, -row.priority, row.number))
-    claimed = [_start(transaction, row) for row in _fitting(candidates, capacity)]
+    candidates.sort(key=lambda each: (each.grants is None, -each.execution.priority, each.number))
+    claimed = [_start(transaction, each) for each in _fitting(candidates, capacity)]
     if claimed:
         transaction.update(job.execution for job in claimed)
         transaction.locks.start([job.execution.execution_id for job in claimed if job.grants])
     return claimed
 
 
-def _granted(transaction: Transaction, capacity: Capacity) -> list[Any]:
+class _Candidate:
+    """An execution that may start now."""
+
+    __slots__ = ("body", "execution", "grants", "number")
+
+    def __init__(self, row: Sequence[Any]) -> None:
+        self.execution = rows.execution_of(row)
+        self.body: str
+        self.number: int
+        self.grants: str | None
+        self.body, self.number, self.grants = row[-3:]
+
+
+def _granted(transaction: Transaction, capacity: Capacity) -> list[_Candidate]:
     """Jobs that have their locks and wait for a slot, of the actions that have one."""
-    actions = transaction.connection.scalars(_GRANTED_ACTIONS).all()
-    found: list[Any] = []
-    for wanted in actions:
+    found: list[_Candidate] = []
+    for (wanted,) in transaction.driver.rows(_GRANTED_ACTIONS, {}):
         if places := capacity.by_action.get(wanted, 0):
             terms = {"wanted": wanted, "most": min(places, capacity.total), "now": transaction.now}
-            found += transaction.connection.execute(_GRANTED, terms).all()
+            found += map(_Candidate, transaction.driver.rows(_GRANTED, terms))
     return found
 
 
-def _start(transaction: Transaction, row: Any) -> Claimed:
-    move = lifecycle.apply(rows.execution_of(row), Started(), transaction.now)
+def _start(transaction: Transaction, found: _Candidate) -> Claimed:
+    move = lifecycle.apply(found.execution, Started(), transaction.now)
     transaction.note(move)
-    grants = tuple((resource, mode, number) for resource, mode, number in json.loads(row.grants or "[]"))
-    return Claimed(move.execution, row.body, grants)
+    granted = json.loads(found.grants) if found.grants else []
+    return Claimed(
+        move.execution, found.body, tuple((resource, mode, number) for resource, mode, number in granted)
+    )
 
 
 def queued(transaction: Transaction) -> dict[str, int]:
@@ -86,17 +102,18 @@ def waiting_for_locks(transaction: Transaction) -> int:
     return transaction.connection.scalar(waiting) or 0
 
 
-def _fitting(candidates: list[Any], capacity: Capacity) -> Iterable[Any]:
+def _fitting(candidates: list[_Candidate], capacity: Capacity) -> Iterable[_Candidate]:
     """Those candidates, best first, that together fit slots, places of their action and processes."""
     slots, processes = capacity.total, capacity.processes
     places = dict(capacity.by_action)  # an action's granted jobs and its queued ones share them
-    for row in candidates:
-        is_blocking = row.action in capacity.blocking
+    for each in candidates:
+        action = each.execution.action
+        is_blocking = action in capacity.blocking
         if slots <= 0:
             return
-        if places[row.action] <= 0 or (is_blocking and processes <= 0):
+        if places[action] <= 0 or (is_blocking and processes <= 0):
             continue
         slots -= 1
-        places[row.action] -= 1
+        places[action] -= 1
         processes -= is_blocking
-        yield row
+        yield each

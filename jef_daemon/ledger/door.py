@@ -65,11 +65,9 @@ def _record(transaction: Transaction, arrivals: list[Arrival]) -> list[Execution
     if not arrivals:
         return []
     moves = [lifecycle.accept(arrival.execution, transaction.now) for arrival in arrivals]
-    transaction.connection.execute(_INSERT_EXECUTION, [rows.row_of(move.execution) for move in moves])
-    transaction.connection.execute(
-        _INSERT_REQUEST,
-        [{"execution_id": a.execution.execution_id, "body": a.body} for a in arrivals],
-    )
+    transaction.driver.change(_INSERT_EXECUTION, *(rows.row_of(move.execution) for move in moves))
+    bodies = ({"execution_id": each.execution.execution_id, "body": each.body} for each in arrivals)
+    transaction.driver.change(_INSERT_REQUEST, *bodies)
     for move in moves:
         transaction.note(move)
     transaction.locks.enter((a.execution, a.locks) for a in arrivals if a.execution.wants_locks)

@@ -7,7 +7,8 @@ the driver's own: no types are converted. Everything else goes the usual way.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import Connection
@@ -27,14 +28,23 @@ class _Compiled:
             dialect=dialect, column_keys=list(names), for_executemany=True
         )
         self.words = str(compiled)
-        self._order: list[str] | None = compiled.positiontup
+        self._in_order = _picker(compiled.positiontup)
         binds = compiled.binds.items()
         self._constants = {name: each.value for name, each in binds if not each.required}
 
     def bind(self, given: Parameters) -> Any:
         """Parameters as the driver takes them."""
-        values = {**self._constants, **given}
-        return values if self._order is None else [values[name] for name in self._order]
+        values = {**self._constants, **given} if self._constants else given
+        return values if self._in_order is None else self._in_order(values)
+
+
+def _picker(names: Sequence[str] | None) -> Callable[[Parameters], Sequence[Any]] | None:
+    """Puts values in order; None: the database takes them by name."""
+    if names is None:
+        return None
+    if len(names) > 1:
+        return itemgetter(*names)
+    return lambda values: [values[name] for name in names]
 
 
 _compiled: dict[tuple[str, Executable], _Compiled] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any
 
 from pydantic_core import to_json
@@ -26,6 +27,7 @@ from jef_daemon.ports import Outgoing
 FIELDS = tuple(field.name for field in dataclasses.fields(Execution))
 COLUMNS = tuple(schema.executions.c[name] for name in FIELDS)
 _STATUS_AT = FIELDS.index("status")
+_FLAGS_AT = tuple(at for at, field in enumerate(dataclasses.fields(Execution)) if field.type == "bool")
 
 FIXED = frozenset(
     {"execution_id", "action", "workflow_id", "priority", "traceparent", "reply_to", "correlation_id"}
@@ -33,6 +35,8 @@ FIXED = frozenset(
     | {"queue_timeout_s", "lock_timeout_s", "stage"}
 )
 """Fields that the request sets once and no event changes."""
+_CHANGING = tuple(name for name in FIELDS if name not in FIXED)
+_ALL, _CHANGES = attrgetter(*FIELDS), attrgetter(*_CHANGING)
 
 Row = dict[str, Any]
 
@@ -41,19 +45,20 @@ def execution_of(row: Sequence[Any]) -> Execution:
     """The execution whose `COLUMNS` a row begins with."""
     values = list(row[: len(FIELDS)])
     values[_STATUS_AT] = Status(values[_STATUS_AT])
+    for at in _FLAGS_AT:  # a driver of its own accord may know them as numbers
+        values[at] = bool(values[at])
     return Execution(*values)
 
 
 def row_of(execution: Execution) -> Row:
     """The columns of a new execution."""
-    return {name: getattr(execution, name) for name in FIELDS}
+    return dict(zip(FIELDS, _ALL(execution), strict=True)) | {"status": execution.status.value}
 
 
 def changes_of(execution: Execution) -> Row:
     """The columns that events change, keyed as `update` statements here bind them."""
-    changed = {name: getattr(execution, name) for name in FIELDS if name not in FIXED}
-    changed["key"] = execution.execution_id
-    return changed
+    changed = dict(zip(_CHANGING, _CHANGES(execution), strict=True))
+    return changed | {"key": execution.execution_id, "status": execution.status.value}
 
 
 def entry_of(transition: Transition) -> Row | None:

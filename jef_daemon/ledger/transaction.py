@@ -6,12 +6,12 @@ outbox messages are gathered and written at the end, in the order in which thing
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, insert, select, update
-from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy import BindParameter, Connection, Select, bindparam, delete, insert, select, update
 
 from jef_daemon import lifecycle, messages
 from jef_daemon.errors import TransitionRefused
@@ -41,7 +41,8 @@ from jef_daemon.tokens import new_token
 from jef_daemon.traceparent import carried
 from jef_daemon.workflow.state import Bounds
 
-_CHUNK = 500
+_ROOMS = (1, 8, 64, 500)
+_CHUNK = _ROOMS[-1]
 """Ids per IN list; SQLite takes 32,766 parameters, PostgreSQL plans long lists slowly."""
 
 _EX = schema.executions.c
@@ -227,15 +228,15 @@ class Transaction:
         """Write what was gathered; call last, before the commit."""
         self.follow_locks()
         if self._uncalled:
-            self.connection.execute(_DELETE_CALLS, [{"key": key} for key in self._uncalled])
+            self.driver.change(_DELETE_CALLS, *({"key": key} for key in self._uncalled))
         if self._settled:
-            self.connection.execute(_DELETE_CHECKPOINT, [{"key": key} for key in self._settled])
+            self.driver.change(_DELETE_CHECKPOINT, *({"key": key} for key in self._settled))
         if self._history:
             self.driver.change(_INSERT_HISTORY, *self._history)
         if self._outcomes:
-            self.connection.execute(_DELETE_OUTCOMES, [{"key": key} for key in self._outcomes])
-            stored = [{"execution_id": key, "notification": body} for key, body in self._outcomes.items()]
-            self.connection.execute(_INSERT_OUTCOME, stored)
+            self.driver.change(_DELETE_OUTCOMES, *({"key": key} for key in self._outcomes))
+            stored = ({"execution_id": key, "notification": body} for key, body in self._outcomes.items())
+            self.driver.change(_INSERT_OUTCOME, *stored)
         if self.outbox:
             self.driver.change(
                 _INSERT_OUTBOX, *(rows.outbox_row(message, self.now) for message in self.outbox)
@@ -248,15 +249,14 @@ class Transaction:
         found: dict[str, Execution] = {}
         wanted = list(ids)
         for start in range(0, len(wanted), _CHUNK):
-            is_wanted: ColumnElement[bool] = _EX.execution_id.in_(wanted[start : start + _CHUNK])
-            for row in self.connection.execute(select(*rows.COLUMNS).where(is_wanted)):
+            for row in self.driver.rows(*_by_ids(wanted[start : start + _CHUNK])):
                 execution = rows.execution_of(row)
                 found[execution.execution_id] = execution
         return found
 
     def update(self, changed: Iterable[Execution]) -> None:
         """Write executions back."""
-        self.connection.execute(_UPDATE, [rows.changes_of(execution) for execution in changed])
+        self.driver.change(_UPDATE, *map(rows.changes_of, changed))
 
     def rearm(self, execution_id: str, due_at: float | None) -> None:
         """Set the clock of an execution's place, which goes on as another: it has its locks, or lost them."""
@@ -378,6 +378,19 @@ class Transaction:
 
 
 _NO_POLICY = Policy()
+
+
+@functools.lru_cache
+def _select_some(count: int) -> Select[Any]:
+    keys: list[BindParameter[str]] = [bindparam(f"key{number}") for number in range(count)]
+    return select(*rows.COLUMNS).where(_EX.execution_id.in_(keys))
+
+
+def _by_ids(ids: Sequence[str]) -> tuple[Select[Any], dict[str, str]]:
+    """A statement for these, of few that are compiled once; it asks for the last one more often than needed."""
+    room = next(room for room in _ROOMS if room >= len(ids))
+    padded = [*ids, *[ids[-1]] * (room - len(ids))]
+    return _select_some(room), {f"key{number}": each for number, each in enumerate(padded)}
 
 
 def _as_wished(execution: Execution, event: Event) -> Event:
