@@ -7,12 +7,13 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
-import pytest
-
 from jef_daemon.lifecycle import Event, Execution, Failed
 from jef_daemon.ports import Call, Consequences
 from jef_daemon.run import outside as module
 from jef_daemon.run.outside import Outside
+from tests.support.clock import run_at_once
+
+HOUR_S = 3600.0
 
 
 class World:
@@ -23,6 +24,7 @@ class World:
         self._perform = perform
         self.answers: dict[str, Event | None] = {}
         self.made: list[str] = []
+        self._answered = asyncio.Event()
         action = SimpleNamespace(hooks={"cancel": True}, is_blocking=True, spec=None)
         self.outside = Outside(
             self, {"f": cast("Any", action)}, cast("Any", self), self._input, lambda _: None
@@ -34,6 +36,8 @@ class World:
     def answering(self, call: Call, event: Event | None) -> asyncio.Future[Consequences]:
         self.answers[call.execution.execution_id] = event
         self._calls = [each for each in self._calls if each != call]
+        if not self._calls:
+            self._answered.set()
         done: asyncio.Future[Consequences] = asyncio.get_running_loop().create_future()
         done.set_result(Consequences())
         return done
@@ -54,9 +58,8 @@ class World:
         """Until every call is answered."""
         async with asyncio.TaskGroup() as parts:
             running = parts.create_task(self.outside.run())
-            async with asyncio.timeout(10):
-                while self._calls:
-                    await asyncio.sleep(0.01)
+            async with asyncio.timeout(HOUR_S):
+                await self._answered.wait()
             running.cancel()
 
 
@@ -64,23 +67,21 @@ def calls(count: int) -> list[Call]:
     return [Call("cancel", Execution(str(number), "f"), "{}", 0) for number in range(count)]
 
 
-async def test_a_call_that_waits_for_a_process_has_not_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_that_waits_for_a_process_has_not_failed() -> None:
     """Nor is it made twice, though the ledger takes it for lost meanwhile."""
-    monkeypatch.setattr(module, "_CALL_LIMIT_S", 0.5)
-    monkeypatch.setattr(module, "_TICK_S", 0.05)
-    world = World(calls(10), lambda _: asyncio.sleep(0.2))
-    await world.run()
+    world = World(calls(10), lambda _: asyncio.sleep(0.9 * module._CALL_LIMIT_S))
+    run_at_once(world.run())
     assert world.answers == dict.fromkeys(map(str, range(10)))
     assert sorted(world.made) == sorted(world.answers)
 
 
-async def test_a_call_that_breaks_leaves_the_others() -> None:
+def test_a_call_that_breaks_leaves_the_others() -> None:
     async def perform(job: str) -> None:
         if job == "1":
             raise OSError("no process starts")
 
     world = World(calls(3), perform)
-    await world.run()
+    run_at_once(world.run())
     broken = world.answers.pop("1")
     assert isinstance(broken, Failed)
     assert (broken.error_type, broken.error_message) == ("OSError", "no process starts")
