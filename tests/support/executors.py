@@ -270,7 +270,8 @@ class Stubborn(ActionExecutor):
         try:
             await asyncio.sleep(600 if context.attempt == 1 else 0)
         finally:
-            await asyncio.sleep(1.5)
+            # The second waits for the first, within its own limit: it must not be slow besides.
+            await asyncio.sleep(1.5 if context.attempt == 1 else 0)
             note("end")
 
 
