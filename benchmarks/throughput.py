@@ -1,7 +1,7 @@
-"""The daemon against a plain aio-pika handler: jobs/s, ratio, idle latency, memory. Same broker, same run.
+"""The daemon against a plain aio-pika handler: jobs/s, ratio, processor time, idle latency, memory.
 
-Both get the same requests and publish the same three persistent, confirmed notifications for each. The
-daemon also keeps a ledger on disk: every status is in it before it is told.
+Same broker, same run, in turns. Both get the same requests and publish the same three persistent, confirmed
+notifications for each. The daemon also keeps a ledger on disk: every status is in it before it is told.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,11 +37,23 @@ class Measured:
     """What was seen of one side."""
 
     rates: list[float] = field(default_factory=list)
+    work_ms: list[float] = field(default_factory=list)
+    """Processor time of its process for a job, in each round."""
     latencies_ms: list[float] = field(default_factory=list)
     memory_mb: float = 0.0
     children_mb: float = 0.0
     waiting_rate: float = 0.0
     waiting_memory_mb: float = 0.0
+
+
+@dataclass
+class Side:
+    """One that is measured, running."""
+
+    process: psutil.Process
+    prefix: str
+    told: AbstractQueue
+    measured: Measured = field(default_factory=Measured)
 
 
 class Bench:
@@ -53,25 +65,47 @@ class Bench:
         self.options = options
         self.number = 0
 
-    async def measure(self, side: str) -> Measured:
-        """All rounds of one side in one process: latency, rates, then the long queue."""
-        measured = Measured()
-        async with self._process(side) as (process, prefix):
+    async def measure(self, names: Sequence[str]) -> dict[str, Measured]:
+        """The sides in turns, each in one process: latency, rates, then the long queue.
+
+        In turns, because a machine may be twice as fast some minutes later.
+        """
+        async with contextlib.AsyncExitStack() as stack:
+            sides = {name: await stack.enter_async_context(self._side(name)) for name in names}
+            for side in sides.values():
+                await self._rate(side, 1000)  # warm
+                side.measured.latencies_ms = await self._latencies(side.prefix)
+            for number in range(self.options.rounds):
+                for side in sides.values():
+                    await self._round(side)
+                told = ", ".join(f"{name} {side.measured.rates[-1]:.0f}" for name, side in sides.items())
+                print(f"round {number + 1}, jobs/s: {told}", flush=True)
+            for side in sides.values():
+                side.measured.memory_mb, side.measured.children_mb = _memory(side.process)
+                if self.options.waiting:
+                    await self._wait_long(side)
+            return {name: side.measured for name, side in sides.items()}
+
+    async def _round(self, side: Side) -> None:
+        before_s = _processor_s(side.process)
+        side.measured.rates.append(await self._rate(side, self.options.jobs))
+        took_s = _processor_s(side.process) - before_s
+        side.measured.work_ms.append(1000 * took_s / self.options.jobs)
+
+    async def _wait_long(self, side: Side) -> None:
+        peak = asyncio.create_task(_peak(side.process))
+        side.measured.waiting_rate = await self._rate(side, self.options.waiting)
+        peak.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await peak
+        side.measured.waiting_memory_mb = _peaks.pop(side.process.pid)
+
+    @contextlib.asynccontextmanager
+    async def _side(self, name: str) -> AsyncIterator[Side]:
+        async with self._process(name) as (process, prefix):
             told = await self._told(prefix)
-            await self._rate(prefix, told, 1000)  # warm
-            measured.latencies_ms = await self._latencies(prefix)
-            for _ in range(self.options.rounds):
-                measured.rates.append(await self._rate(prefix, told, self.options.jobs))
-            measured.memory_mb, measured.children_mb = _memory(process)
-            if self.options.waiting:
-                peak = asyncio.create_task(_peak(process))
-                measured.waiting_rate = await self._rate(prefix, told, self.options.waiting)
-                peak.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await peak
-                measured.waiting_memory_mb = _peaks.pop(process.pid)
+            yield Side(process, prefix, told)
             await told.delete(if_unused=False, if_empty=False)
-        return measured
 
     async def _told(self, prefix: str) -> AbstractQueue:
         queue = await self.channel.declare_queue(
@@ -80,8 +114,9 @@ class Bench:
         await queue.bind(f"{prefix}.status", "#")
         return queue
 
-    async def _rate(self, prefix: str, told: AbstractQueue, jobs: int) -> float:
+    async def _rate(self, side: Side, jobs: int) -> float:
         """Jobs per second from the first request published to the last notification confirmed."""
+        prefix, told = side.prefix, side.told
         await told.purge()
         begin = time.perf_counter()
         patience = begin + _PATIENCE_S
@@ -198,6 +233,11 @@ def _memory(process: psutil.Process) -> tuple[float, float]:
     return process.memory_info().rss / 2**20, children / 2**20
 
 
+def _processor_s(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return times.user + times.system
+
+
 _peaks: dict[int, float] = {}
 
 
@@ -211,7 +251,8 @@ def _row(name: str, measured: Measured) -> str:
     ordered = sorted(measured.latencies_ms)
     p50, p99 = ordered[len(ordered) // 2], ordered[int(len(ordered) * 0.99)]
     return (
-        f"{name:<26}{statistics.median(measured.rates):>9.0f}{measured.waiting_rate:>14.0f}"
+        f"{name:<26}{statistics.median(measured.rates):>9.0f}{statistics.median(measured.work_ms):>9.2f}"
+        f"{measured.waiting_rate:>14.0f}"
         f"{p50:>9.1f}{p99:>9.1f}{measured.memory_mb:>9.0f}{measured.waiting_memory_mb:>14.0f}{measured.children_mb:>10.0f}"
     )
 
@@ -221,15 +262,16 @@ async def compare(url: str, options: argparse.Namespace) -> None:
     connection = await aio_pika.connect(url)
     bench = Bench(url, await connection.channel(), options)
     print(f"{options.jobs} jobs, {options.rounds} rounds, {options.waiting} waiting; measuring …", flush=True)
-    plain = await bench.measure("plain")
-    daemon = await bench.measure("daemon")
+    measured = await bench.measure(["plain", "daemon"])
+    plain, daemon = measured["plain"], measured["daemon"]
     await connection.close()
-    print(f"\n{'':<26}{'jobs/s':>9}{'with waiting':>14}{'p50 ms':>9}{'p99 ms':>9}", end="")
+    print(f"\n{'':<26}{'jobs/s':>9}{'CPU, ms':>9}{'with waiting':>14}{'p50 ms':>9}{'p99 ms':>9}", end="")
     print(f"{'MB':>9}{'MB, waiting':>14}{'children':>10}")
     print(_row("plain aio-pika, no ledger", plain))
     print(_row("jef_daemon, full custody", daemon))
-    ratio = statistics.median(daemon.rates) / statistics.median(plain.rates)
-    print(f"\nratio of throughput: {ratio:.2f}", end="")
+    ratios = sorted(ours / theirs for ours, theirs in zip(daemon.rates, plain.rates, strict=True))
+    print(f"\nratio of throughput: {statistics.median(ratios):.2f}", end="")
+    print(f" (round by round {ratios[0]:.2f} to {ratios[-1]:.2f})", end="")
     if options.waiting:
         print(f"; with {options.waiting} waiting: {daemon.waiting_rate / plain.waiting_rate:.2f}", end="")
     print()
