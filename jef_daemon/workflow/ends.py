@@ -77,10 +77,10 @@ def _stop(step: Step, event: Ended, run: Run, name: str) -> None:
 def _fail(
     step: Step, stage: str, run: Run, error: dict[str, Any], name: str, *, is_final: bool = False
 ) -> None:
-    run.error = {key: error[key] for key in ("type", "message") if key in error}
+    run.error = {key: error[key] for key in ("type", "message")}
     then, run.then = run.then, ""
     retry = step.plan.stages[stage].retry
-    said = f"{error.get('type', 'Failed')}: {error.get('message', '')}".removesuffix(": ")
+    said = f"{error['type']}: {error['message']}".removesuffix(": ")
     if then == "cancel":
         run.phase = Phase.CANCELLED
     elif not is_final and run.tries < retry.attempts and step.goes_on(stage):

@@ -46,6 +46,7 @@ class Ended(Event):
     job_variables: Mapping[str, Any] = field(default_factory=dict)
     workflow_variables: Mapping[str, Any] = field(default_factory=dict)
     error: Mapping[str, Any] | None = None
+    """`type` and `message`; None: the job said nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,7 @@ class Course:
         stages: of its definition; an action is added to those without.
         bounds: limits.
         around: locks of the workflows that it is within.
+        begins: whether it may run at once.
         more: of its definition.
     """
 
@@ -26,6 +27,7 @@ class Course:
         *stages: dict[str, Any],
         bounds: Bounds = law.DEFAULTS,
         around: tuple[Holding, ...] = (),
+        begins: bool = True,
         **more: Any,
     ) -> None:
         spelled = [{"action": "a"} | stage if "workflow" not in stage else stage for stage in stages]
@@ -35,7 +37,8 @@ class Course:
         self.bounds = bounds
         self.now = 100.0
         self.effects: list[events.Effect] = []
-        self.do(events.Begun())
+        if begins:
+            self.do(events.Begun())
 
     def do(self, event: events.Event) -> list[events.Effect]:
         """Let something happen."""

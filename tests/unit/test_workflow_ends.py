@@ -113,6 +113,7 @@ def test_a_job_that_fails_in_a_workflow_that_has_failed_has_no_other() -> None:
     course.end("a:1", F)
     course.end("z:1", F)
     assert course.asked() == ["a:1", "b:1", "z:1", "z:2"]
+    assert [each for each in course.noted() if each.endswith(" a")] == ["Started a", "Failed a"]
 
 
 def test_of_an_error_its_kind_and_words_are_kept() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pydantic_core import to_json
 
 from jef_daemon.lifecycle import Status
 from jef_daemon.workflow import events
@@ -108,6 +109,7 @@ def test_a_retry_by_a_person_leaves_what_is_done() -> None:
 def test_a_stage_is_tried_again_after_its_delay() -> None:
     course = Course({"name": "a", "retry": {"attempts": 2, "delay": 30}})
     course.end("a:1", F)
+    assert "notBefore" not in course.request("a:1")
     assert course.request("a:2")["notBefore"] == "1970-01-01T00:02:10.000Z"
     course.end("a:2", F)
     assert course.state.status is F
@@ -236,7 +238,42 @@ def test_a_list_may_be_as_long_as_is_allowed() -> None:
     assert len(course.asked()) == 1000
 
 
+def test_a_second_job_without_a_delay_starts_when_it_can() -> None:
+    course = Course({"name": "a", "retry": {"attempts": 2}})
+    course.end("a:1", F)
+    assert "notBefore" not in course.request("a:2")
+
+
+def test_a_stage_has_the_workflows_priority_unless_it_says_another() -> None:
+    """Its jobs, and the workflow that it is."""
+    inner = {"workflow": "other", "needs": []}
+    course = Course(
+        *({"name": "a"}, {"name": "b", "needs": [], "priority": 0}),
+        *({"name": "c", **inner}, {"name": "d", "priority": 0, **inner}),
+        begins=False,
+    )
+    course.state.priority = 7
+    course.do(events.Begun())
+    assert [course.request(name)["priority"] for name in ("a:1", "b:1")] == [7, 0]
+    children = [effect.priority for effect in course.effects if isinstance(effect, events.StartChild)]
+    assert children == [7, 0]
+
+
+def test_expressions_see_stages_that_have_ended_and_no_others() -> None:
+    course = Course(
+        {"name": "a"},
+        {"name": "b", "needs": []},
+        {"name": "c", "needs": "a", "configuration": {"x": "{{ stages }}"}},
+    )
+    course.end("a:1", result="done", job_variables={"k": 1})
+    seen = course.request("c:1")["configuration"]["x"]
+    assert seen == {"a": {"status": "COMPLETED", "error": None, "result": "done", "variables": {"k": 1}}}
+
+
 def test_a_request_has_a_limit_and_an_error_that_says_so() -> None:
-    course = Course({"name": "a", "configuration": {"x": "y" * 300}}, bounds=Bounds(request_bytes=300))
+    stage = {"name": "a", "configuration": {"x": "y" * 300}}
+    most = len(to_json(Course(stage).request("a:1")))
+    assert Course(stage, bounds=Bounds(request_bytes=most)).asked() == ["a:1"]
+    course = Course(stage, bounds=Bounds(request_bytes=300))
     assert "bytes; 300 are allowed" in course.state.message
     assert course.asked() == []
