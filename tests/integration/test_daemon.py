@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -49,3 +50,24 @@ async def test_a_role_that_fails_ends_the_daemon(
     assert raised.group_contains(RuntimeError, match="on purpose")
     assert reader.count() == {"FAILED": len(actions)}
     reader.close()
+
+
+async def test_what_a_daemon_is_made_of_is_not_looked_through_for_garbage(
+    amqp_url: str, prefix: str, client: Client, tmp_path: Path
+) -> None:
+    """Once it is ready: each look would keep all that waits waiting, for nothing."""
+    daemon = Daemon(
+        Settings.model_validate({"amqp_url": amqp_url, "prefix": prefix, "data_dir": str(tmp_path)})
+    )
+    gc.unfreeze()
+    running = asyncio.create_task(daemon.run())
+    try:
+        await asyncio.wait_for(daemon.ready.wait(), 30)
+        async with asyncio.timeout(10):
+            while not gc.get_freeze_count():
+                await asyncio.sleep(0)
+        assert len(gc.get_objects()) < gc.get_freeze_count() / 10
+    finally:
+        daemon.stop()
+        await running
+        gc.unfreeze()
