@@ -145,11 +145,64 @@ def test_each_mistake_is_told_with_its_line(tmp_path: Path, text: str, line: str
     assert said(written(tmp_path, text)) == [line]
 
 
+STAGE = "name: w\nstages:\n- {name: a, action: x}\n- "
+
+
+@pytest.mark.parametrize(
+    ("stage", "said"),
+    [
+        (
+            "{name: z, action: x, always: true, onFailure: goto a}",
+            "stage z.onFailure: behind an always stage nothing follows: fail or continue",
+        ),
+        (
+            "{name: b, action: x, onFailure: goto c}",
+            "stage b.onFailure: there is no stage 'c'; there is a, b",
+        ),
+        (
+            "{name: b, action: x, configuration: {k: '{{ stages.a.reslt }}'}}",
+            "stage b.configuration.k: of a stage there is no 'reslt'; there is status, result, variables, error",
+        ),
+        (
+            "{name: b, action: x, forEach: [1], when: item > 1}",
+            "stage b.when: there is no 'item'; expressions see workflow, job, stages, workflowId",
+        ),
+        ("{name: b, action: x, variables: {k: 1}}", "stage b: variables is nothing that an action has"),
+        ("{name: b, workflow: v, elsewhere: true}", "stage b: elsewhere is nothing that a workflow has"),
+        ("{name: b, action: x, limit: 1}", "stage b: limit is for forEach"),
+        (
+            "{name: z, action: x, always: true, needs: a}",
+            "stage z: needs is nothing that an always stage has: it runs when all others have ended",
+        ),
+    ],
+)
+def test_what_a_stage_cannot_be_is_told(tmp_path: Path, stage: str, said: str) -> None:
+    path = written(tmp_path, STAGE + stage)
+    with pytest.raises(DefinitionError) as caught:
+        load(path)
+    assert [str(problem) for problem in caught.value.problems] == [f"{path}:4: {said}"]
+
+
+def test_what_cleans_up_may_look_at_every_stage(tmp_path: Path) -> None:
+    always = "{name: z, action: x, always: true, configuration: {k: '{{ stages.a.status }}'}}"
+    load(written(tmp_path, STAGE + always))
+
+
+def test_a_date_is_a_text_and_a_file_has_a_limit(tmp_path: Path) -> None:
+    source = load(written(tmp_path, STAGE + "{name: b, action: x, configuration: {k: 2026-01-02}}"))
+    assert source.plan.definition.stages[1].configuration == {"k": "2026-01-02"}
+    with pytest.raises(DefinitionError, match="bytes; 1048576 are allowed"):
+        load(written(tmp_path, "#" * (1024 * 1024 + 1)))
+
+
 def test_a_stage_may_want_less_than_its_workflow_holds(tmp_path: Path) -> None:
     """And the same resource named twice is held in the stronger mode."""
-    locks = "[{resource: r, mode: SHARED}, {resource: r}]"
     stage = "{name: a, action: x, locks: [{resource: r}, {resource: r, mode: SHARED}]}"
-    load(written(tmp_path, f"name: w\nlocks: {locks}\nlockTimeout: 5\nstages: [{stage}]"))
+    for locks in (
+        "[{resource: r, mode: SHARED}, {resource: r}]",
+        "[{resource: r}, {resource: r, mode: SHARED}]",
+    ):
+        load(written(tmp_path, f"name: w\nlocks: {locks}\nlockTimeout: 5\nstages: [{stage}]"))
 
 
 def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:
@@ -225,6 +278,8 @@ def test_an_expression_has_the_value_of_its_kind(text: str, value: Any) -> None:
             "{{ lipsum() }}",
             "{{ x",
             "{{ }}",
+            "{{ x is callable }}",
+            "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
         ),
     ],
 )
@@ -246,10 +301,18 @@ def test_what_is_no_expression_is_refused_before_it_runs(text: str) -> None:
         ("{{ workflow.a / 0 }}", "ZeroDivisionError"),
         ("{{ workflow.l[7] }}", "there is no number 7 in a list of 2"),
         ("{{ workflow.a < 'x' }}", "TypeError"),
+        ("{{ workflow.l[true] }}", "a list has no True"),
+        ("{{ workflow.big ~ workflow.big ~ workflow.big }}", "1048576 are allowed"),
+        ("{{ workflow.many | join(workflow.big) }}", "1048576 are allowed"),
+        ("{{ range }}", "'range' is undefined"),
     ],
 )
 def test_an_expression_without_a_value_says_why(text: str, words: str) -> None:
-    names = {**NAMES, "workflow": {**NAMES["workflow"], "big": "x" * 60_000}} if "big" in text else NAMES
+    names = (
+        {**NAMES, "workflow": {**NAMES["workflow"], "big": "x" * 400_000, "many": [1, 2, 3, 4]}}
+        if "big" in text
+        else NAMES
+    )
     with pytest.raises(ExpressionError) as caught:
         template(text).value(names)
     assert words in str(caught.value)
@@ -291,6 +354,19 @@ def test_a_configuration_is_held_against_the_actions_model() -> None:
     }
     assert told[(1, "configuration", "path")] == "the action refuses it: Field required"
     assert "elsewhere: true" in told[(2, "action")]
+    assert told[(4, "action")] == "no module"
+
+
+def test_what_an_expression_will_make_is_not_held_against_a_choice_of_kinds() -> None:
+    """The model tells of each kind that it is not; nobody knows yet."""
+
+    class Model(BaseModel):
+        size: int | list[int]
+
+    for value, refused in (("{{ workflow.n }}", 0), ("large", 2)):
+        stage = {"name": "a", "action": "x", "configuration": {"size": value}}
+        definition = Definition.model_validate({"name": "w", "stages": [stage]})
+        assert len(list(flaws(definition, {"x": Model}, {}))) == refused
 
 
 # --- pictures and schema ---------------------------------------------------------------------------------
@@ -303,6 +379,12 @@ def test_the_pictures_show_every_stage(tmp_path: Path) -> None:
     held = load(written(tmp_path, EXAMPLES[1], "replace")).plan
     line = "  holds asset/{{ workflow.asset }} EXCLUSIVE, from its beginning to its end"
     assert drawing.text(held).splitlines()[1] == line
+    other = load(
+        written(tmp_path, STAGE + "{name: b, action: x}\n- {name: z, action: x, always: true}", "w")
+    ).plan
+    assert drawing.text(other).splitlines()[-1].split() == ["z", "x", "at", "the", "end"]
+    jumping = "name: w\nstages: [{name: a, action: x, onFailure: goto c}, {name: b, action: x}, {name: c, action: x}]"
+    assert "  s_a -. failed .-> s_c" in drawing.mermaid(load(written(tmp_path, jumping)).plan).splitlines()
     assert "after proxy, sums  [forEach, 2 at once; when workflow.duration > 1]" in drawing.text(plan)
     assert "  s_proxy --> s_thumbnails" in drawing.mermaid(plan).splitlines()
     picture = ElementTree.fromstring(drawing.svg(plan))
