@@ -261,6 +261,16 @@ def test_stages_may_stand_in_any_order() -> None:
     assert course.asked() == ["b:1"]
 
 
+def test_what_is_done_is_not_asked_again_whether_it_may_run() -> None:
+    """A retry leaves it, though by now its condition would be false."""
+    course = Course({"name": "a", "when": "workflow.x == 0"}, {"name": "b"}, variables={"x": 0})
+    course.end("a:1", workflow_variables={"x": 1})
+    course.end("b:1", F)
+    course.do(events.RetryAsked())
+    course.do(events.Begun())
+    assert course.phases() == {"a": "COMPLETED", "b": "RUNNING"}
+
+
 def test_a_failure_that_passed_is_not_run_again_by_a_retry() -> None:
     course = Course({"name": "a", "onFailure": "continue"}, {"name": "b"})
     course.end("a:1", F)
