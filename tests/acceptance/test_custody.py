@@ -168,20 +168,23 @@ async def test_the_broker_is_killed_and_restarted_under_load(
 
 
 async def test_every_notification_survives_the_brokers_death(
-    own_broker: PrivateBroker, own_daemon: DaemonProcess, queue_type: str
+    own_broker: PrivateBroker, own_daemon: DaemonProcess, queue_type: str, tmp_path: Path
 ) -> None:
     """Jobs that end while the broker is away are told, in order, once it is back."""
+    gone = tmp_path / "gone"
     own_daemon.configure(slots={"total": 50}, bus={"queue_type": queue_type})
     own_daemon.start()
     async with Client(own_broker.url, "own", queue_type) as client:
         for number in range(50):
-            await client.submit("slow", str(number), {"seconds": 2.0, "steps": 4})
+            await client.submit("slow", str(number), {"seconds": 2.0, "steps": 4, "until": str(gone)})
         await client.until(
             lambda: all(client.statuses(str(number))[-1:] == ["RUNNING"] for number in range(50))
         )
     await asyncio.to_thread(own_broker.kill)
-    await asyncio.sleep(3)
-    assert own_daemon.reader().count() == {"COMPLETED": 50}
+    gone.touch()
+    async with asyncio.timeout(60):
+        while own_daemon.reader().count() != {"COMPLETED": 50}:
+            await asyncio.sleep(0.1)
     await asyncio.to_thread(own_broker.start)
     async with Client(own_broker.url, "own", queue_type) as after:
         for number in range(50):

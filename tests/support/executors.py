@@ -86,6 +86,8 @@ class Staged(ActionExecutor):
 class Seconds(BaseModel):
     seconds: float = 0.05
     steps: int = 1
+    until: Path | None = None
+    """It ends not before this file is there."""
 
 
 class Slow(ActionExecutor):
@@ -99,6 +101,8 @@ class Slow(ActionExecutor):
         for step in range(context.configuration.steps):
             await context.progress(100 * step / context.configuration.steps, f"step {step}")
             await asyncio.sleep(context.configuration.seconds / context.configuration.steps)
+        while context.configuration.until is not None and not context.configuration.until.exists():
+            await asyncio.sleep(0.05)
         return ActionExecutorResponse(result="slept")
 
 
