@@ -122,14 +122,14 @@ def check(config: Config = None) -> None:
 async def _check(settings: Settings) -> list[tuple[str, str]]:
     from jef_daemon.config import broker_url
     from jef_daemon.names import Names
-    from jef_daemon.rabbitmq import client
+    from jef_daemon.rabbitmq.check import check
     from jef_daemon.run.probe import examine
 
     catalogue = await examine(settings)
     found = _check_ledger(settings)
     try:
         names = Names(settings.prefix)
-        found += await client.check(broker_url(settings), names, list(catalogue.all), settings.bus.queue_type)
+        found += await check(broker_url(settings), names, list(catalogue.all), settings.bus.queue_type)
     except JefError as error:
         found.append(("broker", str(error)))
     found += [(f"action {action.name}", action.problem) for action in catalogue.all.values()]

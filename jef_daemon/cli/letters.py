@@ -12,7 +12,7 @@ from jef_daemon.cli.app import app, common
 from jef_daemon.errors import NotFound, SettingsError
 
 if TYPE_CHECKING:
-    from jef_daemon.rabbitmq.client import DeadLetter
+    from jef_daemon.rabbitmq.dead_letters import DeadLetter
 
 letters = typer.Typer(
     help="Messages that could not become a job: list, show, replay, drop.",
@@ -86,12 +86,12 @@ def drop(which: Which = None, everything: All = False, reason: Reason = None) ->
 def _take(which: list[str] | None, *, everything: bool, reason: str | None, replay: bool) -> None:
     from jef_daemon.config import broker_url
     from jef_daemon.names import Names
-    from jef_daemon.rabbitmq import client
+    from jef_daemon.rabbitmq import dead_letters
 
     settings = common.settings()
     chosen = _chosen(_all(), which or [], everything=everything, reason=reason)
     done = asyncio.run(
-        client.take_dead_letters(broker_url(settings), Names(settings.prefix), chosen, replay=replay)
+        dead_letters.take_dead_letters(broker_url(settings), Names(settings.prefix), chosen, replay=replay)
     )
     typer.echo(f"{done} {'sent again' if replay else 'dropped'}")
 
@@ -115,10 +115,10 @@ def _chosen(
 def _all() -> list[DeadLetter]:
     from jef_daemon.config import broker_url
     from jef_daemon.names import Names
-    from jef_daemon.rabbitmq import client
+    from jef_daemon.rabbitmq import dead_letters
 
     settings = common.settings()
-    return asyncio.run(client.dead_letters(broker_url(settings), Names(settings.prefix)))
+    return asyncio.run(dead_letters.dead_letters(broker_url(settings), Names(settings.prefix)))
 
 
 def _told(letter: DeadLetter) -> dict[str, object]:

@@ -11,7 +11,9 @@
     session     one connection: topology, consumers, publisher
     refusals    what the broker's errors mean, in a sentence
     bus         session after session; the port's implementation
-    client      what people do: submit, watch, dead letters
+    client      what people do: submit, watch, command
+    dead_letters  looked at, published again, dropped
+    check       what a daemon does, tried
     lock_client the lock service as those outside speak to it
     lock_claim  locks had and kept over it
 

@@ -1,4 +1,4 @@
-"""What people do on the broker: submit a job, watch statuses, look after dead letters. For the command line.
+"""What people do on the broker: submit a job, start a workflow, watch statuses, command. For the command line.
 
 Every function opens a connection of its own and closes it. A broker that is not there is a `BrokerError` of
 one sentence within seconds.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,18 +18,12 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
 from aiormq import exceptions
 
 from jef_daemon.config import masked
-from jef_daemon.errors import BrokerError, NotFound
+from jef_daemon.errors import BrokerError
 from jef_daemon.names import Names
 from jef_daemon.rabbitmq.refusals import meaning, reason
 from jef_daemon.rabbitmq.session import open_connection
-from jef_daemon.rabbitmq.topology import Topology, trial
 
 _TIMEOUT_S = 5.0
-_MOST = 10_000
-"""Dead letters looked at, at most."""
-_WHY = ("x-jef-reason", "x-jef-detail", "x-jef-routing-key")
-_LOOKS, _LOOK_AGAIN_S = 10, 0.2
-"""Dead letters that somebody else looks at just now come back when he has looked."""
 
 
 @contextlib.asynccontextmanager
@@ -72,10 +65,10 @@ async def submit(
         BrokerError: no daemon has ever run with this prefix, or the broker refuses.
     """
     async with connected(url) as channel:
-        await _publish(channel, names, action, json.dumps(request).encode(), headers)
+        await publish(channel, names, action, json.dumps(request).encode(), headers)
 
 
-async def _publish(
+async def publish(
     channel: AbstractChannel,
     names: Names,
     action: str,
@@ -85,6 +78,11 @@ async def _publish(
     reply_to: str | None = None,
     correlation_id: str | None = None,
 ) -> None:
+    """Publish a request, or a message to one of our queues, over a channel that is there.
+
+    Raises:
+        BrokerError: nothing takes it.
+    """
     message = aio_pika.Message(
         body,
         content_type="application/json",
@@ -303,177 +301,3 @@ async def _send_command(
             f"there is no queue {names.control}: no daemon with the prefix {names.prefix!r} has run on this broker; "
             "start one with `jef run`"
         ) from None
-
-
-@dataclass(frozen=True, slots=True)
-class DeadLetter:
-    """A message that could not become a job."""
-
-    number: int
-    """Its place in the queue, from 1."""
-    reason: str
-    detail: str
-    routing_key: str
-    body: bytes
-    headers: Mapping[str, Any]
-
-    @property
-    def identity(self) -> tuple[str, str, bytes]:
-        """What makes it this one and no other, wherever it stands."""
-        return (self.reason, self.routing_key, self.body)
-
-    @property
-    def execution_id(self) -> str:
-        """Where it can be read, else empty."""
-        try:
-            found = json.loads(self.body)["executionId"]
-        except (ValueError, TypeError, KeyError):
-            return ""
-        return str(found)
-
-
-async def dead_letters(url: str, names: Names, most: int = _MOST) -> list[DeadLetter]:
-    """Look at them; every one stays where it is."""
-    async with connected(url) as channel:
-        queue = await _dead_letter_queue(channel, names)
-        # Taken without acknowledging: closing the channel puts all of them back in their order.
-        return [_dead_letter(number, message) async for number, message in _each(queue, most)]
-
-
-async def take_dead_letters(url: str, names: Names, letters: Sequence[DeadLetter], *, replay: bool) -> int:
-    """Publish dead letters again, to where they were sent, or only drop them.
-
-    They are known by what they hold, never by their place: whoever else looks at the queue meanwhile holds
-    some of them, and the places of the others shift.
-
-    Args:
-        url: the broker's.
-        names: of exchanges and queues.
-        letters: which, as `dead_letters` found them.
-        replay: True: published and confirmed before it is taken away; False: dropped.
-
-    Returns:
-        How many; fewer than wanted where others took them first.
-    """
-    done = 0
-    wanted = Counter(letter.identity for letter in letters)
-    async with connected(url) as channel:
-        queue = await _dead_letter_queue(channel, names)
-        for _ in range(_LOOKS):
-            async for number, message in _each(queue, _MOST):
-                letter = _dead_letter(number, message)
-                if not wanted[letter.identity]:
-                    continue
-                wanted[letter.identity] -= 1
-                if replay:
-                    headers = {key: value for key, value in letter.headers.items() if not _is_of_death(key)}
-                    await _publish(
-                        channel,
-                        names,
-                        letter.routing_key,
-                        letter.body,
-                        headers,
-                        reply_to=message.reply_to,
-                        correlation_id=message.correlation_id,
-                    )
-                await message.ack()
-                done += 1
-                if done == len(letters):
-                    break
-            if done == len(letters):
-                break
-            await asyncio.sleep(_LOOK_AGAIN_S)
-        # An acknowledgement written just before a quorum queue's connection closes is lost.
-        await asyncio.sleep(0.5 if done else 0)
-    return done
-
-
-def _is_of_death(header: str) -> bool:
-    """Why and how it died. All else goes along: what a daemon that handed it back had counted up to, too."""
-    return header.startswith(("x-death", "x-first-death-", "x-last-death-")) or header in _WHY
-
-
-async def _dead_letter_queue(channel: AbstractChannel, names: Names) -> AbstractQueue:
-    try:
-        return await channel.declare_queue(names.dead_letters, passive=True)
-    except exceptions.ChannelNotFoundEntity:
-        raise NotFound(
-            f"there is no queue {names.dead_letters}: no daemon with this prefix has run here"
-        ) from None
-
-
-async def _each(queue: AbstractQueue, most: int) -> AsyncIterator[tuple[int, AbstractIncomingMessage]]:
-    number = 0
-    while number < most:
-        message = await queue.get(fail=False)
-        if message is None:
-            return
-        number += 1
-        yield number, message
-
-
-def _dead_letter(number: int, message: AbstractIncomingMessage) -> DeadLetter:
-    headers = message.headers
-    return DeadLetter(
-        number,
-        str(headers.get("x-jef-reason", headers.get("x-first-death-reason", "unknown"))),
-        str(headers.get("x-jef-detail", "")),
-        str(headers.get("x-jef-routing-key") or message.routing_key or ""),
-        message.body,
-        headers,
-    )
-
-
-async def check(url: str, names: Names, actions: Sequence[str], queue_type: str) -> list[tuple[str, str]]:
-    """Try what a daemon does on the broker.
-
-    Returns:
-        (what, what is wrong with it; empty: ok), in order.
-    """
-    found: list[tuple[str, str]] = []
-    try:
-        async with connected(url) as channel:
-            found.append((f"broker {masked(url)}", ""))
-            for what, step in _steps(channel, Topology.of(names, actions, queue_type), names):
-                try:
-                    await step()
-                except exceptions.AMQPError as error:
-                    said = meaning(error, masked(url))
-                    found.append((what, str(said or reason(error))))
-                    break
-                found.append((what, ""))
-    except BrokerError as error:
-        found.append((f"broker {masked(url)}", str(error)))
-    return found
-
-
-def _steps(channel: AbstractChannel, topology: Topology, names: Names) -> list[tuple[str, Any]]:
-    async def exchanges() -> None:
-        for exchange in topology.exchanges:
-            arguments = dict(exchange.arguments) or None
-            await channel.declare_exchange(exchange.name, exchange.type, durable=True, arguments=arguments)
-
-    async def queues() -> None:
-        for queue in topology.queues:
-            declared = await channel.declare_queue(queue.name, durable=True, arguments=dict(queue.arguments))
-            if queue.exchange is not None:
-                await declared.bind(queue.exchange, queue.routing_key)
-
-    async def publish() -> None:
-        # An exchange of our own that nobody listens to: readers of statuses are not to see a trial.
-        exchange = await channel.declare_exchange(trial(names), "fanout", durable=False)
-        await exchange.publish(aio_pika.Message(b"{}"), "check", mandatory=False, timeout=_TIMEOUT_S)
-        await exchange.delete()
-
-    async def consume() -> None:
-        queue = await channel.get_queue(names.unroutable, ensure=False)
-        await channel.set_qos(prefetch_count=1)
-        tag = await queue.consume(lambda message: message.nack())
-        await queue.cancel(tag)
-
-    return [
-        ("permission to declare exchanges", exchanges),
-        ("permission to declare and bind queues", queues),
-        ("permission to publish", publish),
-        ("permission to consume", consume),
-    ]

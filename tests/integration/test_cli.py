@@ -22,7 +22,7 @@ from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
 
 from jef_daemon.errors import ExitCode
 from jef_daemon.names import Names
-from jef_daemon.rabbitmq.client import dead_letters, take_dead_letters
+from jef_daemon.rabbitmq.dead_letters import dead_letters, take_dead_letters
 from tests.support.amqp import Client
 from tests.support.process import ROOT, DaemonProcess
 
