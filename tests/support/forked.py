@@ -2,7 +2,7 @@
 
 From there it goes on as Python itself runs a module. A forked one is a process like any: its own id, signals, streams,
 environment, end. What it is not is a proof that the program starts from nothing; `tests/acceptance` has those (the
-demo, the README, the page "Start in five minutes", the wheel, the packages).
+demo, the README, the wheel, the packages).
 
     python -m tests.support.forked FD     the process to fork from, for who holds the other end of this socket
 """
