@@ -114,6 +114,7 @@ class LockService:
         self._session = 0
         """The connection for which leases were prolonged."""
         self._touched: set[str] = set()
+        self._turn = asyncio.Lock()
 
     def deliver(self, delivery: Delivery) -> None:
         """Take a request; called by the bus for each, in order."""
@@ -133,7 +134,6 @@ class LockService:
     # --- requests ----------------------------------------------------------------------------------------
 
     async def _take(self, batch: Sequence[Delivery]) -> None:
-        await self._take_over(batch[-1].session)
         requests: list[tuple[Delivery, Request]] = []
         refusals: list[Refusal] = []
         for delivery in batch:
@@ -151,9 +151,10 @@ class LockService:
         return wire.decode(delivery.body, self.max_body_bytes, delivery.reply_to, delivery.correlation_id)
 
     async def _decide(self, requests: Sequence[tuple[Delivery, Request]]) -> None:
-        deciding = self._ledger.deciding([request for _, request in requests], self._clock.now())
         try:
-            self._touched |= await deciding
+            self._touched |= await self._decided(
+                [request for _, request in requests], requests[-1][0].session
+            )
         except Exception as error:  # noqa: BLE001  whatever one request did to the store, the others go on
             if len(requests) > 1:
                 for each in requests:
@@ -194,6 +195,16 @@ class LockService:
 
     # --- time --------------------------------------------------------------------------------------------
 
+    async def _decided(self, requests: Sequence[Request], session: int) -> set[str]:
+        """Decide by leases that are as the clock and the connection want them; returns whose queue moved.
+
+        Nobody decides while leases are moved: a transaction decides first and moves last, whatever was put in first.
+        """
+        async with self._turn:
+            await self._take_over(session)
+            deciding = self._ledger.deciding(requests, self._clock.now())
+        return await deciding
+
     async def _take_over(self, session: int) -> None:
         """Prolong leases once for each connection, and when the wall clock was set."""
         by_s = self._clock.look()
@@ -210,8 +221,7 @@ class LockService:
         while True:
             await asyncio.sleep(_TICK_S)
             if session := self._bus.session:
-                await self._take_over(session)
-                self._touched |= await self._ledger.deciding([Expire()], self._clock.now())
+                self._touched |= await self._decided([Expire()], session)
 
     async def _tell_places(self) -> None:
         while True:
