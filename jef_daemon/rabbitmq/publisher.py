@@ -61,6 +61,10 @@ class Publisher:
         """Up to here there is nothing unconfirmed."""
         self._batches: dict[int, _Batch] = {}
         """Of each unconfirmed message, by number."""
+        self._turn = asyncio.Lock()
+        """Messages are numbered in the order in which they are written, though the library's queue may be full."""
+        self._lost = ""
+        """Why the channel is gone."""
         self._unconfirmed = 0
         self._room = asyncio.Event()
         self._room.set()
@@ -73,12 +77,22 @@ class Publisher:
 
         Returns:
             Done when all are confirmed; `ConnectionError` when one was refused or the channel was lost.
+
+        Raises:
+            ConnectionError: the channel was lost before anything was written.
         """
-        await self._room.wait()
         confirmed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if not messages:
             confirmed.set_result(None)  # no confirmation would ever come that could settle it
             return confirmed
+        async with self._turn:
+            await self._room.wait()
+            if self._lost:
+                raise ConnectionError(self._lost)
+            await self._write(messages, confirmed)
+        return confirmed
+
+    async def _write(self, messages: Sequence[Outgoing], confirmed: asyncio.Future[None]) -> None:
         payload = b"".join(
             frames.publish(
                 self._channel.number,
@@ -95,11 +109,17 @@ class Publisher:
         first, self._last = self._last + 1, self._last + len(messages)
         self._batches |= dict.fromkeys(range(first, self._last + 1), _Batch(len(messages), confirmed))
         self._take(len(messages), confirmed)
-        await self._channel.write_queue.put(ChannelFrame(payload=payload, should_close=False))
-        return confirmed
+        queue, frame = self._channel.write_queue, ChannelFrame(payload=payload, should_close=False)
+        if not queue.full():
+            queue.put_nowait(frame)
+            return
+        putting = asyncio.ensure_future(queue.put(frame))
+        await asyncio.wait({putting, confirmed}, return_when=asyncio.FIRST_COMPLETED)
+        putting.cancel()  # where the connection was lost nobody takes anything from the queue any more
 
     def fail(self, reason: str) -> None:
         """The channel is gone: everything unconfirmed is to be sent again by whoever sent it."""
+        self._lost = reason
         self._tap.leave(self._channel.number)
         for confirmed in list(self._open):
             if not confirmed.done():

@@ -119,3 +119,55 @@ async def test_nothing_to_publish_is_confirmed_at_once() -> None:
     broker = Broker()
     await (await broker.publish(0))
     assert broker.channel.write_queue.empty()
+
+
+async def test_who_waits_for_the_window_hears_that_the_channel_is_gone() -> None:
+    """Nobody would ever confirm what was written to it then."""
+    broker = Broker(window=1)
+    first = await broker.publish(1)
+    waiting = asyncio.create_task(broker.publish(1))
+    await asyncio.sleep(0)
+    broker.publisher.fail("the channel was closed")
+    async with asyncio.timeout(5):
+        for each in (waiting, first):
+            with pytest.raises(ConnectionError, match="was closed"):
+                await each
+    assert broker.channel.write_queue.qsize() == 1
+
+
+async def test_who_waits_to_write_hears_that_the_channel_is_gone() -> None:
+    """The library's queue is full, and its writer has ended."""
+    broker = Broker()
+    broker.channel.write_queue = asyncio.Queue(1)
+    await broker.publish(1)
+    waiting = asyncio.create_task(broker.publish(1))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    broker.publisher.fail("the channel was closed")
+    async with asyncio.timeout(5):
+        confirmed = await waiting
+        with pytest.raises(ConnectionError, match="was closed"):
+            await confirmed
+
+
+async def test_messages_are_written_in_the_order_of_their_numbers() -> None:
+    """Also where one could be put in while another waits for room: each would be confirmed for the other."""
+    broker = Broker()
+    queue: asyncio.Queue[Any] = asyncio.Queue(1)
+    broker.channel.write_queue = queue
+    await broker.publish(1)
+    long = asyncio.create_task(broker.publish(7))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    written = [queue.get_nowait().payload]
+
+    async def take() -> None:
+        written.extend([(await queue.get()).payload, (await queue.get()).payload])
+
+    taking = asyncio.create_task(take())
+    short = await broker.publish(1)  # begins before the one who waits has been told of the room
+    await taking
+    assert len(written[1]) > len(written[2])
+    for number in range(2, 9):
+        broker.confirm(number)
+    assert ((await long).done(), short.done()) == (True, False)
