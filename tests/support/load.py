@@ -15,14 +15,16 @@ from tests.support.amqp import Client
 from tests.support.http import client_of, free_port
 from tests.support.process import DaemonProcess
 
-ACTIONS = """
+_SEEN_S = 2.0
+"""How long a status lasts that is to be seen by who looks each second."""
+ACTIONS = f"""
 [actions.watchful]
 executor = "tests.support.executors:Farm"
 update_timeout_s = 0.5
 timeout_grace_s = 600
 [actions.watchful.retry]
 attempts = 2
-first_s = 0.0
+first_s = {_SEEN_S}
 [actions.locked]
 executor = "tests.support.executors:Locked"
 """
@@ -63,7 +65,7 @@ class Load:
         await self._client.publish("quick", b"no json")
         await asyncio.gather(
             self._outside(f"farm-{name}"),
-            self._late(f"watchful-{name}", exclusive(f"late/{int(name) % 2}")),
+            self._late(f"watchful-{name}", exclusive(f"late/{int(name) // 2 % 8}")),
             self._locks(name),
         )
 
@@ -81,6 +83,7 @@ class Load:
         second = await self._token(name, 2)
         await self._update(name, {"status": "COMPLETED", "token": first})  # fenced
         await self._client.until(lambda: "TIMED_OUT" in self._client.statuses(name), 60)
+        await asyncio.sleep(_SEEN_S)
         await self._update(name, {"status": "COMPLETED", "token": second})
 
     async def _locks(self, name: str) -> None:
