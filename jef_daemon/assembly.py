@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from jef_daemon import __version__
@@ -61,10 +61,10 @@ class Parts:
     watcher: Watcher
     coordinator: Coordinator | None
     """None: it has not this role."""
-    web: Web | None
-    """The HTTP port; None: there is none."""
     tracing: Tracing | None
     """None: it is off."""
+    web: Web | None = None
+    """The HTTP port; None: there is none."""
 
     def working(self, roles: Collection[str]) -> list[tuple[str, Coroutine[Any, Any, None]]]:
         """What runs in these roles until it is cancelled, by name."""
@@ -92,116 +92,92 @@ class Parts:
 def assemble(
     settings: Settings, ledger: SqlLedger, catalogue: Catalogue, tracing: Tracing | None = None
 ) -> Parts:
-    """Make the parts and wire them."""
-    names = Names(settings.prefix)
-    actions = catalogue.known if "worker" in settings.roles else {}
-    changes: set[asyncio.Task[None]] = set()
-
-    def switch(action: str, wanted: bool) -> None:
-        change = asyncio.create_task(bus.resume(action) if wanted else bus.pause(action))
-        changes.add(change)
-        change.add_done_callback(changes.discard)
-
-    def follow(consequences: Consequences) -> None:
-        _follow(consequences, worker, backlog, outside)
-
-    def deliver(delivery: Delivery) -> None:
-        receivers.get(delivery.source, intake.deliver)(delivery)
-
-    pool = _pool(settings, actions, tracing)
-    backlog = Backlog(settings.slots.backlog, actions, switch)
-    bus = _bus(settings, ledger, catalogue, deliver)
-    lock_client = _lock_client(
-        settings,
-        ledger,
-        bus,
-        lambda: worker.wake(),  # noqa: PLW0108 - the worker comes a line later
-        lambda lost: worker.lock_lost(lost),  # noqa: PLW0108
-    )
+    """Make the parts: each is given those that it works with, and wires to those that come later."""
+    site, wires = _Site(settings, ledger, catalogue, tracing), Wires()
+    pool = _pool(site)
+    backlog = Backlog(settings.slots.backlog, site.actions, wires.switch)
+    bus = _bus(site, wires.deliver)
+    lock_client = _lock_client(site, bus, wires)
     worker = Worker(ledger, catalogue, pool, settings, backlog.left, lock_client, ledger.identity)
-    outside = Outside(ledger, actions, pool, worker.input, follow)
-    updates = Updates(ledger, bus, names, ledger.identity, settings.bus.max_body_bytes, follow)
-    watcher = Watcher(ledger, bus, follow)
-    notifier = Notifier(ledger, bus, None if tracing is None else tracing.spans.confirmed)
-    lock_service = _lock_service(settings, ledger, bus, names)
-    intake = Intake(
-        ledger,
-        bus,
-        actions,
-        settings.bus.max_body_bytes,
-        worker.wake,
-        backlog.arrived,
-        None if tracing is None else tracing.spans.begin,
-    )
-    receivers = {
-        LOCKS: lock_service.deliver,
-        LOCK_REPLIES: lock_client.deliver,
-        UPDATES: updates.updates.deliver,
-        CONTROL: updates.commands.deliver,
-        HANDED_ON: updates.handed_on.deliver,
-        WATCHED: watcher.deliver,
-    }
-    coordinator = None
-    if "workflows" in settings.roles:
-        coordinator = _coordinator(settings, ledger, bus, names)
-        receivers |= {WORKFLOWS: coordinator.requests.deliver, COORDINATOR: coordinator.events.deliver}
-    web = None
-    if settings.http_port:
-        # Its libraries take time and memory: only for those who want it.
-        from jef_daemon.http_port import Seen, Web
-
-        seen = Seen(
-            ledger=ledger,
-            catalogue=catalogue,
-            bus=bus,
-            worker=worker,
-            updates=updates,
-            watcher=watcher,
-            notifier=notifier,
-            pool=pool,
-        )
-        web = Web(settings, seen)
-    return Parts(
+    parts = Parts(
         pool=pool,
         backlog=backlog,
         bus=bus,
-        intake=intake,
+        intake=_intake(site, bus, worker, backlog),
         worker=worker,
-        notifier=notifier,
+        notifier=Notifier(ledger, bus, None if tracing is None else tracing.spans.confirmed),
         lock_client=lock_client,
-        lock_service=lock_service,
-        updates=updates,
-        outside=outside,
-        watcher=watcher,
-        coordinator=coordinator,
-        web=web,
+        lock_service=_lock_service(site, bus),
+        updates=_updates(site, bus, wires),
+        outside=Outside(ledger, site.actions, pool, worker.input, wires.follow),
+        watcher=Watcher(ledger, bus, wires.follow),
+        coordinator=_coordinator(site, bus) if "workflows" in settings.roles else None,
         tracing=tracing,
     )
+    wires.connect(parts)
+    return replace(parts, web=_web(site, parts)) if settings.http_port else parts
 
 
-def _follow(consequences: Consequences, worker: Worker, backlog: Backlog, outside: Outside) -> None:
-    """What an update or a command means for what runs and waits here."""
-    for stop in consequences.stops:
-        worker.stop(stop)
-    for action in consequences.queued:
-        backlog.arrived(action, 1)
-    for action in consequences.left:
-        backlog.left(action, 1)
-    if consequences.queued:
-        worker.wake()
-    if consequences.calls:
-        outside.wake()
+class Wires:
+    """Who is told by whom: handed to parts while they are made, connected once all are there.
+
+    Nothing goes over them before: what is told comes from tasks, and those are started behind.
+    """
+
+    def __init__(self) -> None:
+        self._switching: set[asyncio.Task[None]] = set()
+
+    def connect(self, parts: Parts) -> None:
+        """Lead the wires to these parts."""
+        self._bus, self._worker = parts.bus, parts.worker
+        self._backlog, self._outside = parts.backlog, parts.outside
+        self._requests = parts.intake.deliver
+        self._receivers: dict[str, Callable[[Delivery], None]] = {
+            LOCKS: parts.lock_service.deliver,
+            LOCK_REPLIES: parts.lock_client.deliver,
+            UPDATES: parts.updates.updates.deliver,
+            CONTROL: parts.updates.commands.deliver,
+            HANDED_ON: parts.updates.handed_on.deliver,
+            WATCHED: parts.watcher.deliver,
+        }
+        if parts.coordinator is not None:
+            self._receivers[WORKFLOWS] = parts.coordinator.requests.deliver
+            self._receivers[COORDINATOR] = parts.coordinator.events.deliver
+
+    def deliver(self, delivery: Delivery) -> None:
+        """The bus has a delivery: it goes to whoever its source is for, and else is a request for a job."""
+        self._receivers.get(delivery.source, self._requests)(delivery)
+
+    def switch(self, action: str, wanted: bool) -> None:
+        """The backlog has room for an action again, or none any more."""
+        bus = self._bus
+        change = asyncio.create_task(bus.resume(action) if wanted else bus.pause(action))
+        self._switching.add(change)
+        change.add_done_callback(self._switching.discard)
+
+    def granted(self) -> None:
+        """A job has got its locks."""
+        self._worker.wake()
+
+    def lock_lost(self, lost: Lost) -> None:
+        """A running attempt has lost its locks."""
+        self._worker.lock_lost(lost)
+
+    def follow(self, consequences: Consequences) -> None:
+        """An update, a command or a clock means something for what runs and waits here."""
+        for stop in consequences.stops:
+            self._worker.stop(stop)
+        for action in consequences.queued:
+            self._backlog.arrived(action, 1)
+        for action in consequences.left:
+            self._backlog.left(action, 1)
+        if consequences.queued:
+            self._worker.wake()
+        if consequences.calls:
+            self._outside.wake()
 
 
-def _pool(settings: Settings, actions: Mapping[str, Action], tracing: Tracing | None) -> ProcessPool:
-    slots, warm = settings.slots, warm_processes(settings, actions)
-    return ProcessPool(
-        slots.blocking_processes,
-        warm,
-        settings.jobs.kill_grace_s,
-        settings.python_path,
-        None if tracing is None else tracing.take,
-    )
+# --- what the settings mean for a part -------------------------------------------------------------------
 
 
 def warm_processes(settings: Settings, actions: Mapping[str, Action]) -> int:
@@ -235,50 +211,113 @@ def policies(catalogue: Catalogue) -> dict[str, Policy]:
     }
 
 
-def _bus(settings: Settings, ledger: SqlLedger, catalogue: Catalogue, deliver: Any) -> RabbitBus:
+# --- the parts, one by one -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Site:
+    """What the parts are built on."""
+
+    settings: Settings
+    ledger: SqlLedger
+    catalogue: Catalogue
+    tracing: Tracing | None
+
+    @property
+    def names(self) -> Names:
+        """Exchanges and queues."""
+        return Names(self.settings.prefix)
+
+    @property
+    def actions(self) -> Mapping[str, Action]:
+        """Those whose jobs run here."""
+        return self.catalogue.known if "worker" in self.settings.roles else {}
+
+
+def _pool(site: _Site) -> ProcessPool:
+    settings = site.settings
+    return ProcessPool(
+        settings.slots.blocking_processes,
+        warm_processes(settings, site.actions),
+        settings.jobs.kill_grace_s,
+        settings.python_path,
+        None if site.tracing is None else site.tracing.take,
+    )
+
+
+def _bus(site: _Site, deliver: Callable[[Delivery], None]) -> RabbitBus:
+    settings = site.settings
     return RabbitBus(
         broker_url(settings),
-        Names(settings.prefix),
-        list(catalogue.all) if "worker" in settings.roles else [],
+        site.names,
+        list(site.catalogue.all) if "worker" in settings.roles else [],
         bus_settings(settings),
         deliver,
         f"jef_daemon {__version__}",
-        ledger.identity,
+        site.ledger.identity,
         watches_only=set(settings.roles) == {"watcher"},
         coordinates="workflows" in settings.roles,
     )
 
 
-def _lock_client(
-    settings: Settings,
-    ledger: SqlLedger,
-    bus: RabbitBus,
-    on_granted: Callable[[], None],
-    on_lost: Callable[[Lost], None],
-) -> LockClient:
-    names, locks = Names(settings.prefix), settings.locks
-    times = LockTimes(locks.lease_s, locks.start_within_s, locks.wait_lease_s, locks.workflow_lease_s)
-    replies = names.lock_replies(ledger.identity)
-    return LockClient(ledger, bus, names.locks, replies, times, on_granted, on_lost)
-
-
-def _lock_service(settings: Settings, ledger: SqlLedger, bus: RabbitBus, names: Names) -> LockService:
-    locks = settings.locks
-    return LockService(
-        ledger,
+def _intake(site: _Site, bus: RabbitBus, worker: Worker, backlog: Backlog) -> Intake:
+    return Intake(
+        site.ledger,
         bus,
-        names.lock_replies(""),
-        max_body_bytes=settings.bus.max_body_bytes,
+        site.actions,
+        site.settings.bus.max_body_bytes,
+        worker.wake,
+        backlog.arrived,
+        None if site.tracing is None else site.tracing.spans.begin,
+    )
+
+
+def _lock_client(site: _Site, bus: RabbitBus, wires: Wires) -> LockClient:
+    locks = site.settings.locks
+    times = LockTimes(locks.lease_s, locks.start_within_s, locks.wait_lease_s, locks.workflow_lease_s)
+    replies = site.names.lock_replies(site.ledger.identity)
+    return LockClient(site.ledger, bus, site.names.locks, replies, times, wires.granted, wires.lock_lost)
+
+
+def _lock_service(site: _Site, bus: RabbitBus) -> LockService:
+    locks = site.settings.locks
+    return LockService(
+        site.ledger,
+        bus,
+        site.names.lock_replies(""),
+        max_body_bytes=site.settings.bus.max_body_bytes,
         takeover_grace_s=locks.takeover_grace_s,
         tell_places_every_s=locks.tell_places_every_s,
         tell_places_to=locks.tell_places_to,
     )
 
 
-def _coordinator(settings: Settings, ledger: SqlLedger, bus: RabbitBus, names: Names) -> Coordinator:
+def _updates(site: _Site, bus: RabbitBus, wires: Wires) -> Updates:
+    identity, longest = site.ledger.identity, site.settings.bus.max_body_bytes
+    return Updates(site.ledger, bus, site.names, identity, longest, wires.follow)
+
+
+def _coordinator(site: _Site, bus: RabbitBus) -> Coordinator:
     # Its libraries take time and memory: only for those who have the role.
     from jef_daemon.workflow.coordinator import Coordinator
     from jef_daemon.workflow.library import Library
 
-    library = Library(settings.workflow_folder)
-    return Coordinator(ledger, bus, names, library, settings.bus.max_body_bytes)
+    library = Library(site.settings.workflow_folder)
+    return Coordinator(site.ledger, bus, site.names, library, site.settings.bus.max_body_bytes)
+
+
+def _web(site: _Site, parts: Parts) -> Web:
+    # Its libraries take time and memory: only for those who want it.
+    from jef_daemon.http_port import Seen, Web
+
+    seen = Seen(
+        ledger=site.ledger,
+        catalogue=site.catalogue,
+        bus=parts.bus,
+        worker=parts.worker,
+        updates=parts.updates,
+        watcher=parts.watcher,
+        notifier=parts.notifier,
+        pool=parts.pool,
+    )
+    return Web(site.settings, seen)
