@@ -8,34 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
-import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
-from pathlib import Path
 from typing import Any, Protocol
 
 import structlog
 
-from jef_daemon.lifecycle import Completed, Event, Execution, Failed, Interrupted, Launched, Stopped
+from jef_daemon.lifecycle import Event, Execution, Failed, Stopped
 from jef_daemon.messages import JobRequest
 from jef_daemon.ports import Applied, Capacity, Claimed, Ledger, Lost, Stop
+from jef_daemon.run.attempt import STOP_S, Attempt, interruption
 from jef_daemon.run.boundary import JobInput, failed, perform
 from jef_daemon.run.catalogue import Action, Catalogue, load
 from jef_daemon.run.isolation import ProcessPool
 from jef_daemon.run.progress import Progress
-from jef_daemon.sdk import GrantedLock, lost_mark
+from jef_daemon.sdk import GrantedLock
 from jef_daemon.settings import Settings
-from jef_daemon.tokens import new_token
 from jef_daemon.traceparent import given
 
 log = structlog.get_logger()
 
 _TICK_S = 1.0
 """How late a job with `notBefore` may start."""
-_STOP_S = 5.0
-"""For an executor to be gone after it was killed."""
 
 
 class LedgerFutures(Ledger, Protocol):
@@ -97,7 +91,7 @@ class Worker:
     ) -> None:
         self._identity = identity
         self._leases = leases
-        self._attempts: dict[str, _Attempt] = {}
+        self._attempts: dict[str, Attempt] = {}
         """Those that run here now, by execution."""
         self._early: list[Stop] = []
         """Stops that came while the claim of their attempt was on its way to us."""
@@ -108,7 +102,7 @@ class Worker:
         self._on_claimed = on_claimed
         self._is_traced = settings.tracing.is_wanted
         self._scratch_root = str(settings.scratch_dir.absolute())
-        self._running: dict[asyncio.Task[None], Execution] = {}
+        self._running: dict[asyncio.Task[None], Attempt] = {}
         self._by_action: Counter[str] = Counter()
         self._claiming: asyncio.Future[list[Claimed]] | None = None
         self._asked_again = False
@@ -151,18 +145,17 @@ class Worker:
     def lock_lost(self, lost: Lost) -> None:
         """A running attempt lost its locks; by default it is stopped."""
         attempt = self._attempts.get(lost.execution_id)
-        if attempt is None or attempt.number != lost.attempt:
+        if attempt is None or attempt.execution.attempt != lost.attempt:
             return
         self.locks_lost += not attempt.has_lost_locks  # its own clock and the lock service may both say so
-        attempt.has_lost_locks = True
-        _mark_lost(attempt.scratch)
+        attempt.lose_locks()
         if self._settings.locks.on_lost == "cancel":
             attempt.end(Failed(actor="locks", error_type="LockLost", error_message=lost.reason))
 
     def stop(self, stop: Stop) -> None:
         """A running attempt is not wanted any more; what it comes to while it stops is its own business."""
         attempt = self._attempts.get(stop.execution.execution_id)
-        if attempt is not None and attempt.number == stop.execution.attempt:
+        if attempt is not None and attempt.execution.attempt == stop.execution.attempt:
             attempt.end(Stopped(actor=stop.actor, reason=stop.reason))
         elif self._claiming is not None:
             # A claim and a command can share a transaction, and the command's answer may reach us first.
@@ -182,7 +175,7 @@ class Worker:
             await _within(_all_done(self._running), patience_s, haste)
         for task in self._running:
             task.cancel()
-        stop_s = self._settings.jobs.kill_grace_s + _STOP_S
+        stop_s = self._settings.jobs.kill_grace_s + STOP_S
         await _within(_all_done(self._running), stop_s + flush_s, haste)
         if haste.is_set():  # they are stopped all the same, in haste or not
             await _within(_all_done(self._running), stop_s)
@@ -214,13 +207,13 @@ class Worker:
         for job in claimed:
             self._by_action[job.execution.action] += 1
             before = self._attempts.get(job.execution.execution_id)
-            attempt = _Attempt(job.execution.attempt, self._scratch(job.execution), before)
+            attempt = Attempt(job.execution, self._scratch(job.execution), self._settings, before)
             # From now on, not from its first step: whoever wants it stopped meanwhile is heard.
             self._attempts[job.execution.execution_id] = attempt
             task = asyncio.create_task(self._job(job, attempt), name=f"job {job.execution.execution_id}")
             attempt.task = task
-            self._running[task] = job.execution
-            task.add_done_callback(functools.partial(self._leave, attempt))
+            self._running[task] = attempt
+            task.add_done_callback(self._leave)
         early, self._early = self._early, []
         for stop in early:
             self.stop(stop)
@@ -232,8 +225,9 @@ class Worker:
             self._asked_again = False
             self.wake()
 
-    def _leave(self, attempt: _Attempt, task: asyncio.Task[None]) -> None:
-        execution = self._running.pop(task)
+    def _leave(self, task: asyncio.Task[None]) -> None:
+        attempt = self._running.pop(task)
+        execution = attempt.execution
         self._by_action[execution.action] -= 1
         if self._attempts.get(execution.execution_id) is attempt:
             del self._attempts[execution.execution_id]
@@ -242,14 +236,14 @@ class Worker:
             log.error("job_broke", execution_id=execution.execution_id, exc_info=error)
         if not attempt.recorded:
             # Drained before its first step, or something of ours failed: it must not stay RUNNING for nobody.
-            outcome = self._interruption(self._actions[execution.action]) if error is None else failed(error)
+            outcome = interruption(self._actions[execution.action]) if error is None else failed(error)
             event = attempt.ending.result() if attempt.ending.done() else outcome
             self._ledger.applying(execution.execution_id, execution.attempt, [event])
         self.wake()
 
     # --- one job -----------------------------------------------------------------------------------------
 
-    async def _job(self, claimed: Claimed, attempt: _Attempt) -> None:
+    async def _job(self, claimed: Claimed, attempt: Attempt) -> None:
         """RUNNING is recorded and told; run the executor, then record and tell its end."""
         execution = claimed.execution
         action = self._actions[execution.action]
@@ -263,16 +257,17 @@ class Worker:
             self._perform(action, job, progress), name=f"executor {job.execution_id}"
         )
         with self._leased(claimed, attempt):
-            outcome = await self._outcome(running, action, execution, attempt.ending)
+            outcome = await attempt.outcome(running, action)
+        self.fenced += attempt.fenced
         attempt.recorded = True
         await self._ledger.applying(execution.execution_id, execution.attempt, [*progress.rest(), outcome])
-        await _clean(job.scratch)
+        await attempt.clean()
         log.info(
             "finished", execution_id=execution.execution_id, action=execution.action, outcome=_word(outcome)
         )
 
     @contextlib.contextmanager
-    def _leased(self, claimed: Claimed, attempt: _Attempt) -> Iterator[None]:
+    def _leased(self, claimed: Claimed, attempt: Attempt) -> Iterator[None]:
         """While it runs, the leases of its locks are kept."""
         name = claimed.execution.execution_id
         if claimed.grants:
@@ -295,47 +290,6 @@ class Worker:
         if event is None:
             raise AssertionError("execute always means something")
         return event
-
-    async def _outcome(
-        self,
-        running: asyncio.Task[Event],
-        action: Action,
-        execution: Execution,
-        ending: asyncio.Future[Event],
-    ) -> Event:
-        limit = execution.execution_timeout_s
-        try:
-            ends: set[asyncio.Future[Any]] = {running, ending}
-            await asyncio.wait(ends, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
-            if running.done() and not _is_failed(ending):
-                return _result(running)
-            await self._stop(running, execution)
-            if ending.done():
-                # A completion that came while it was being cancelled is one: it was asked, not forbidden, to end. What
-                # was completed without the locks is none.
-                came = _result(running) if running.done() and not running.cancelled() else None
-                is_one = isinstance(came, Completed | Launched)
-                self.fenced += is_one and _is_failed(ending)
-                return came if is_one and came is not None and not _is_failed(ending) else ending.result()
-            message = f"ran longer than its limit of {limit:g} s"
-            return Failed(actor="daemon", error_type="ExecutionTimeout", error_message=message)
-        except asyncio.CancelledError:
-            # Only drain cancels a job's task: what runs is interrupted, and the record says so.
-            await self._stop(running, execution)
-            return ending.result() if ending.done() else self._interruption(action)
-
-    async def _stop(self, running: asyncio.Task[Event], execution: Execution) -> None:
-        running.cancel()
-        grace_s = self._settings.jobs.kill_grace_s + _STOP_S
-        _, still = await asyncio.wait({running}, timeout=grace_s)
-        if still:
-            log.error("executor_does_not_stop", execution_id=execution.execution_id, action=execution.action)
-
-    def _interruption(self, action: Action) -> Event:
-        why = "the daemon was stopped while it ran"
-        if action.may_run_again:
-            return Interrupted(token=new_token(), reason=why)
-        return Failed(actor="daemon", error_type="Interrupted", error_message=why)
 
     async def input(self, claimed: Claimed, action: Action, call: str = "execute") -> JobInput:
         """What an executor is given for a call, from what the ledger has."""
@@ -367,56 +321,6 @@ class Worker:
         return f"{self._scratch_root}/job-{execution.execution_id}-{execution.attempt}"
 
 
-class _Attempt:
-    """One that runs here, and how others can end it."""
-
-    __slots__ = ("_before", "ending", "has_lost_locks", "number", "recorded", "scratch", "task")
-
-    def __init__(self, number: int, scratch: str, before: _Attempt | None = None) -> None:
-        self._before = before
-        self.task: asyncio.Task[None] | None = None
-        self.number = number
-        self.scratch = scratch
-        self.has_lost_locks = False
-        self.recorded = False
-        """Whether its outcome is on its way into the ledger."""
-        self.ending: asyncio.Future[Event] = asyncio.get_running_loop().create_future()
-
-    async def alone(self) -> None:
-        """Wait until an earlier attempt at the job, which was given up, has really stopped: two never run at once."""
-        before, self._before = self._before, None
-        if before is not None and before.task is not None:
-            await asyncio.wait({before.task})
-
-    def end(self, event: Event) -> None:
-        """Stop it; the event is its outcome, unless it comes to another while it stops."""
-        if not self.ending.done():
-            self.ending.set_result(event)
-
-
-def _is_failed(ending: asyncio.Future[Event]) -> bool:
-    """Whether others ended an attempt as FAILED: it lost its locks."""
-    return ending.done() and isinstance(ending.result(), Failed)
-
-
-def _result(running: asyncio.Task[Event]) -> Event:
-    error = running.exception()
-    return running.result() if error is None else failed(error)
-
-
-def _mark_lost(scratch: str) -> None:
-    mark = Path(lost_mark(scratch))
-    mark.parent.mkdir(parents=True, exist_ok=True)
-    mark.touch()
-
-
-async def _clean(folder: str) -> None:
-    if os.path.exists(mark := lost_mark(folder)):  # noqa: ASYNC240, PTH110 - as below
-        os.unlink(mark)  # noqa: PTH108
-    if os.path.isdir(folder):  # noqa: ASYNC240, PTH112 - microseconds; a thread would cost more
-        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-
-
 async def _within(
     step: Coroutine[Any, Any, object], patience_s: float, haste: asyncio.Event | None = None
 ) -> None:
@@ -429,7 +333,7 @@ async def _within(
         task.cancel()
 
 
-async def _all_done(running: dict[asyncio.Task[None], Execution]) -> None:
+async def _all_done(running: dict[asyncio.Task[None], Attempt]) -> None:
     while running:
         await asyncio.wait(set(running))
 
