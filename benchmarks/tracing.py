@@ -15,7 +15,8 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from jef_daemon import lifecycle, messages, traceparent
-from jef_daemon.lifecycle import Completed, Execution, Started
+from jef_daemon.events import Completed, Started
+from jef_daemon.lifecycle import Execution
 from jef_daemon.names import Names
 from jef_daemon.ports import Accepted, Arrival, Commit, Outgoing
 from jef_daemon.settings import Tracing

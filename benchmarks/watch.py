@@ -24,8 +24,9 @@ import aio_pika
 import psutil
 from sqlalchemy import create_engine, text
 
+from jef_daemon.events import Launched
 from jef_daemon.ledger import SqlLedger
-from jef_daemon.lifecycle import Execution, Launched
+from jef_daemon.lifecycle import Execution
 from jef_daemon.names import Names
 from jef_daemon.ports import Arrival, Capacity
 

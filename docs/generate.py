@@ -39,7 +39,8 @@ from jef_daemon.actions.command import CommandSettings  # noqa: E402
 from jef_daemon.actions.http import HttpSettings  # noqa: E402
 from jef_daemon.actions.roots import RootsSettings  # noqa: E402
 from jef_daemon.cli.app import app  # noqa: E402
-from jef_daemon.lifecycle import TABLE, Event, Place  # noqa: E402
+from jef_daemon.events import Event  # noqa: E402
+from jef_daemon.lifecycle import TABLE, Place  # noqa: E402
 from jef_daemon.lock import messages as lock_messages  # noqa: E402
 from jef_daemon.metrics import FAMILIES  # noqa: E402
 from jef_daemon.names import Names  # noqa: E402
@@ -231,16 +232,19 @@ def driven() -> frozenset[str]:
     made = {"Accepted"}  # by `lifecycle.accept`, for whoever takes a request in
     for path in (ROOT / "jef_daemon").rglob("*.py"):
         text = path.read_text(encoding="utf-8")
-        if path.name == "lifecycle.py" or "testing" in path.parts or "lifecycle" not in text:
+        if path.name == "lifecycle.py" or "testing" in path.parts or "events" not in text:
             continue
         nodes = list(ast.walk(ast.parse(text)))
-        imports = (one for one in nodes if isinstance(one, ast.ImportFrom))
-        ours = {name.name for one in imports if one.module == lifecycle.__name__ for name in one.names}
+        imports = [
+            (one.module, name.name) for one in nodes if isinstance(one, ast.ImportFrom) for name in one.names
+        ]
+        ours = {name for module, name in imports if module == Event.__module__}
+        is_whole = tuple(Event.__module__.split(".")) in imports
         for called in (one.func for one in nodes if isinstance(one, ast.Call)):
             if isinstance(called, ast.Name) and called.id in ours:
                 made.add(called.id)
-            if isinstance(called, ast.Attribute) and isinstance(called.value, ast.Name):
-                made |= {called.attr} if called.value.id == "lifecycle" else set()
+            if is_whole and isinstance(called, ast.Attribute) and isinstance(called.value, ast.Name):
+                made |= {called.attr} if called.value.id == "events" else set()
     return frozenset(made & {event.__name__ for _, event in TABLE})
 
 

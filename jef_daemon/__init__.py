@@ -14,7 +14,7 @@ The tour, in the order of the flow (each module's docstring says what it does an
     notify              outbox → confirmed, ordered notifications on `jef.status`
     ledger/             executions, history, outbox: one transaction for all that is ready
     rabbitmq/           topology in one table; the bus
-    lifecycle           the law they all keep: statuses, events, the transition table
+    events, lifecycle   the law they all keep: what can happen, statuses, the transition table
     daemon              puts them together; config says how; cli is the door for people
 
 For authors of executors everything is importable from here:

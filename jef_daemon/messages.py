@@ -27,17 +27,8 @@ from pydantic.alias_generators import to_camel
 from pydantic_core import from_json, to_json
 
 from jef_daemon.errors import RequestRefused
-from jef_daemon.lifecycle import (
-    CancelRequested,
-    Completed,
-    Event,
-    Execution,
-    Failed,
-    LockAwaited,
-    Status,
-    Stopped,
-    Transition,
-)
+from jef_daemon.events import CancelRequested, Completed, Event, Failed, LockAwaited, Stopped
+from jef_daemon.lifecycle import Execution, Status, Transition
 from jef_daemon.lock.state import Mode
 
 MAX_BODY_BYTES = 1024 * 1024

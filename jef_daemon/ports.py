@@ -16,7 +16,8 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from jef_daemon.errors import RequestRefused
-from jef_daemon.lifecycle import Event, Execution, Transition
+from jef_daemon.events import Event
+from jef_daemon.lifecycle import Execution, Transition
 from jef_daemon.lock.messages import LockReply
 from jef_daemon.messages import Control, Update
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from jef_daemon.lifecycle import Execution, Failed
+from jef_daemon.events import Failed
+from jef_daemon.lifecycle import Execution
 
 NEVER_RETRIED = frozenset(
     {"ConfigurationRefused", "ResponseRefused", "ExecutorNotLoaded", "LockRefused"}

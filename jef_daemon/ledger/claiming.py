@@ -9,9 +9,10 @@ from typing import Any
 from sqlalchemy import bindparam, func, literal, null, select
 
 from jef_daemon import lifecycle
+from jef_daemon.events import Started
 from jef_daemon.ledger import rows, schema
 from jef_daemon.ledger.transaction import Transaction
-from jef_daemon.lifecycle import UNSTARTED, Started
+from jef_daemon.lifecycle import UNSTARTED
 from jef_daemon.ports import Capacity, Claimed
 
 _EX, _JL = schema.executions.c, schema.job_locks.c

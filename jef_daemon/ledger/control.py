@@ -11,19 +11,10 @@ from collections.abc import Callable, Sequence
 from pydantic_core import to_json
 from sqlalchemy import bindparam, delete, insert, select, tuple_
 
+from jef_daemon.events import CancelRequested, Event, Retried, Stopped
 from jef_daemon.ledger import rows, schema
 from jef_daemon.ledger.transaction import Transaction
-from jef_daemon.lifecycle import (
-    UNSTARTED,
-    WORKING,
-    CancelRequested,
-    Event,
-    Execution,
-    Place,
-    Retried,
-    Status,
-    Stopped,
-)
+from jef_daemon.lifecycle import UNSTARTED, WORKING, Execution, Place, Status
 from jef_daemon.ports import Command, Consequences, Stop
 from jef_daemon.tokens import new_token
 

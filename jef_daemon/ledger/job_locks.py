@@ -26,8 +26,9 @@ from typing import Any, Protocol
 
 from sqlalchemy import Connection, bindparam, insert, select, update
 
+from jef_daemon.events import Interrupted, Retried
 from jef_daemon.ledger import schema
-from jef_daemon.lifecycle import LOCKING, Execution, Interrupted, Retried, Transition
+from jef_daemon.lifecycle import LOCKING, Execution, Transition
 from jef_daemon.lock import wire
 from jef_daemon.ports import LockTimes, WantedLocks
 from jef_daemon.workflow.state import key_of_owner

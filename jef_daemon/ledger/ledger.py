@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 from sqlalchemy import Engine, select
 
 from jef_daemon.errors import LedgerUnavailable
+from jef_daemon.events import Event
 from jef_daemon.ledger import (
     calling,
     claiming,
@@ -27,7 +28,6 @@ from jef_daemon.ledger.lifetime import MayRunAgain
 from jef_daemon.ledger.opening import Ownership, migrate, open_engine, parse
 from jef_daemon.ledger.transaction import Policy, Terms, Transaction
 from jef_daemon.ledger.writer import Writer
-from jef_daemon.lifecycle import Event
 from jef_daemon.lock.requests import Limits, Request
 from jef_daemon.names import Names
 from jef_daemon.ports import (

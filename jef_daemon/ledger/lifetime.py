@@ -9,10 +9,11 @@ from collections.abc import Callable, Collection
 
 from sqlalchemy import delete, select
 
+from jef_daemon.events import Event, Failed, Interrupted
 from jef_daemon.ledger import rows, schema
 from jef_daemon.ledger.lock_store import purge_history
 from jef_daemon.ledger.transaction import Transaction
-from jef_daemon.lifecycle import FINAL, UNSTARTED, Event, Execution, Failed, Interrupted
+from jef_daemon.lifecycle import FINAL, UNSTARTED, Execution
 from jef_daemon.tokens import new_token
 from jef_daemon.workflow.state import lock_owner
 

@@ -10,18 +10,9 @@ from typing import Any
 
 from pydantic_core import to_json
 
+from jef_daemon.events import Completed, Event, Failed, LockAwaited, Progressed
 from jef_daemon.ledger import schema
-from jef_daemon.lifecycle import (
-    Completed,
-    Event,
-    Execution,
-    Failed,
-    LockAwaited,
-    Place,
-    Progressed,
-    Status,
-    Transition,
-)
+from jef_daemon.lifecycle import Execution, Place, Status, Transition
 from jef_daemon.ports import Outgoing
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Execution))

@@ -15,24 +15,11 @@ from sqlalchemy import BindParameter, Connection, Select, bindparam, delete, ins
 
 from jef_daemon import lifecycle, messages
 from jef_daemon.errors import TransitionRefused
+from jef_daemon.events import Event, Failed, GraceEnded, Interrupted, Launched, Progressed, Retried, Stopped
 from jef_daemon.ledger import rows, schema
 from jef_daemon.ledger.driver import Driver
 from jef_daemon.ledger.job_locks import LockBook
-from jef_daemon.lifecycle import (
-    FINAL,
-    SETTLED,
-    WORKING,
-    Event,
-    Execution,
-    Failed,
-    GraceEnded,
-    Interrupted,
-    Launched,
-    Progressed,
-    Retried,
-    Stopped,
-    Transition,
-)
+from jef_daemon.lifecycle import FINAL, SETTLED, WORKING, Execution, Transition
 from jef_daemon.lock.requests import Limits
 from jef_daemon.names import WATCHED, Names
 from jef_daemon.ports import Applied, Counted, LockTimes, Outgoing, Tally

@@ -10,20 +10,11 @@ from collections.abc import Callable, Sequence
 
 from sqlalchemy import and_, bindparam, or_, select, update
 
+from jef_daemon.events import Event, Failed, FellSilent, GraceEnded, Started
 from jef_daemon.ledger import rows as tables
 from jef_daemon.ledger import schema
 from jef_daemon.ledger.transaction import Transaction
-from jef_daemon.lifecycle import (
-    UNSTARTED,
-    Event,
-    Execution,
-    Failed,
-    FellSilent,
-    GraceEnded,
-    Place,
-    Started,
-    Status,
-)
+from jef_daemon.lifecycle import UNSTARTED, Execution, Place, Status
 from jef_daemon.ports import Consequences, Silence, Stop
 
 _EX = schema.executions.c

@@ -19,17 +19,8 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from jef_daemon import __version__
-from jef_daemon.lifecycle import (
-    FINAL,
-    Execution,
-    Failed,
-    FellSilent,
-    Progressed,
-    Retried,
-    Started,
-    Transition,
-    is_told,
-)
+from jef_daemon.events import Failed, FellSilent, Progressed, Retried, Started
+from jef_daemon.lifecycle import FINAL, Execution, Transition, is_told
 from jef_daemon.metrics.definitions import DEFINITIONS, Definition
 from jef_daemon.ports import Accepted, Arrival, Commit, Counted, Refusal
 

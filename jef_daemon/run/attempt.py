@@ -14,7 +14,8 @@ from typing import Any
 
 import structlog
 
-from jef_daemon.lifecycle import Completed, Event, Execution, Failed, Interrupted, Launched
+from jef_daemon.events import Completed, Event, Failed, Interrupted, Launched
+from jef_daemon.lifecycle import Execution
 from jef_daemon.run.boundary import failed
 from jef_daemon.run.catalogue import Action
 from jef_daemon.sdk import lost_mark

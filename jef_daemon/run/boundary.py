@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from jef_daemon.errors import ConfigurationRefused, ExecutorError, ResponseRefused
-from jef_daemon.lifecycle import Completed, Event, Failed, Launched, Resumed, Stopped
+from jef_daemon.events import Completed, Event, Failed, Launched, Resumed, Stopped
 from jef_daemon.messages import explain
 from jef_daemon.sdk import (
     HOOKS,

@@ -29,7 +29,7 @@ from typing import Any
 
 import structlog
 
-from jef_daemon.lifecycle import Event, Failed, Progressed
+from jef_daemon.events import Event, Failed, Progressed
 from jef_daemon.run.boundary import JobInput, perform_blocking
 from jef_daemon.run.catalogue import ActionSpec, load
 from jef_daemon.run.forking import context

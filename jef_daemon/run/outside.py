@@ -12,7 +12,7 @@ from typing import Protocol
 
 import structlog
 
-from jef_daemon.lifecycle import Event, Failed, Progressed
+from jef_daemon.events import Event, Failed, Progressed
 from jef_daemon.ports import NOTHING_TO_POLL, Applied, Call, Claimed, Consequences
 from jef_daemon.run.boundary import JobInput, failed, perform
 from jef_daemon.run.catalogue import Action, load

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from jef_daemon.lifecycle import Progressed
+from jef_daemon.events import Progressed
 
 Emit = Callable[[Progressed], object]
 """Records and tells a progress; calls take effect in order."""

@@ -14,7 +14,8 @@ from typing import Any, Protocol
 
 import structlog
 
-from jef_daemon.lifecycle import Event, Execution, Failed, Stopped
+from jef_daemon.events import Event, Failed, Stopped
+from jef_daemon.lifecycle import Execution
 from jef_daemon.messages import JobRequest
 from jef_daemon.ports import Applied, Capacity, Claimed, Ledger, Lost, Stop
 from jef_daemon.run.attempt import STOP_S, Attempt, interruption

@@ -18,7 +18,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from jef_daemon import lifecycle, messages
-from jef_daemon.lifecycle import Event, Execution, Progressed, Started, Transition
+from jef_daemon.events import Event, Progressed, Started
+from jef_daemon.lifecycle import Execution, Transition
 from jef_daemon.run.boundary import JobInput, hooks_of, is_blocking, perform, perform_blocking
 from jef_daemon.sdk import ActionExecutor, GrantedLock
 

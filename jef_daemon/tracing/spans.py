@@ -17,25 +17,21 @@ from datetime import datetime
 from typing import Any
 
 from jef_daemon import traceparent
-from jef_daemon.lifecycle import (
-    SETTLED,
+from jef_daemon.events import (
     CancelRequested,
     Event,
-    Execution,
     Failed,
     FellSilent,
     GraceEnded,
     Interrupted,
     Launched,
     LockAwaited,
-    Place,
     Progressed,
     Resumed,
     Retried,
     Started,
-    Status,
-    Transition,
 )
+from jef_daemon.lifecycle import SETTLED, Execution, Place, Status, Transition
 from jef_daemon.names import Names
 from jef_daemon.ports import Accepted, Arrival, Commit, Outgoing, Refusal
 from jef_daemon.traceparent import TraceParent, of_job, of_run, parent_of_job

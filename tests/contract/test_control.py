@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from jef_daemon.errors import NotFound
-from jef_daemon.ledger import Policy, Reader
-from jef_daemon.lifecycle import (
+from jef_daemon.events import (
     Completed,
     Failed,
     FellSilent,
@@ -20,9 +19,10 @@ from jef_daemon.lifecycle import (
     Interrupted,
     Launched,
     Resumed,
-    Status,
     Stopped,
 )
+from jef_daemon.ledger import Policy, Reader
+from jef_daemon.lifecycle import Status
 from jef_daemon.messages import Control, Update
 from jef_daemon.names import Names
 from jef_daemon.ports import Accepted, Capacity, Command, Delivery, Outgoing, Reported

@@ -15,6 +15,18 @@ from typing import Any, Self
 import pytest
 from sqlalchemy import Connection, MetaData, Table, insert, select, text
 
+from jef_daemon.events import (
+    CancelRequested,
+    Completed,
+    Event,
+    Failed,
+    FellSilent,
+    GraceEnded,
+    Interrupted,
+    Launched,
+    Retried,
+    Stopped,
+)
 from jef_daemon.ledger import Reader, SqlLedger, schema
 from jef_daemon.ledger.claiming import claim
 from jef_daemon.ledger.door import accept
@@ -22,20 +34,7 @@ from jef_daemon.ledger.lifetime import hand_back
 from jef_daemon.ledger.locking import go_on_locking
 from jef_daemon.ledger.opening import migrate, open_engine
 from jef_daemon.ledger.transaction import Terms, Transaction
-from jef_daemon.lifecycle import (
-    CancelRequested,
-    Completed,
-    Event,
-    Execution,
-    Failed,
-    FellSilent,
-    GraceEnded,
-    Interrupted,
-    Launched,
-    Retried,
-    Status,
-    Stopped,
-)
+from jef_daemon.lifecycle import Execution, Status
 from jef_daemon.lock.messages import LockReply
 from jef_daemon.lock.requests import Expire
 from jef_daemon.messages import timestamp

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from jef_daemon.errors import LedgerInUse, LedgerTooNew, LedgerUnavailable, NotFound, RequestRefused
+from jef_daemon.events import Completed, Failed, Progressed
 from jef_daemon.ledger import Filter, Reader, SqlLedger
-from jef_daemon.lifecycle import Completed, Execution, Failed, Progressed, Status
+from jef_daemon.lifecycle import Execution, Status
 from jef_daemon.names import Names
 from jef_daemon.ports import Accepted, Arrival, Capacity, Delivery, Outgoing, Refusal
 from jef_daemon.rabbitmq import frames

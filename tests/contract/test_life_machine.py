@@ -20,8 +20,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from jef_daemon.lifecycle import (
-    LOCKING,
+from jef_daemon.events import (
     Completed,
     Event,
     Failed,
@@ -29,11 +28,11 @@ from jef_daemon.lifecycle import (
     GraceEnded,
     Interrupted,
     Launched,
-    Place,
     Progressed,
     Resumed,
     Stopped,
 )
+from jef_daemon.lifecycle import LOCKING, Place
 from tests.support.clock import ManualClock
 from tests.support.ledgers import LOCK, Life
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from jef_daemon.errors import RequestRefused
+from jef_daemon.events import Completed, Event, Failed, Launched, Progressed, Retried
 from jef_daemon.ledger import lock_store, writer
 from jef_daemon.ledger.transaction import Transaction
-from jef_daemon.lifecycle import Completed, Event, Failed, Launched, Progressed, Retried
 from jef_daemon.lock.requests import (
     Acquire,
     Cancel,

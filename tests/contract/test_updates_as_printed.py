@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from jef_daemon.events import Launched
 from jef_daemon.ledger import Reader, SqlLedger
 from jef_daemon.ledger.transaction import Policy
-from jef_daemon.lifecycle import Execution, Launched
+from jef_daemon.lifecycle import Execution
 from jef_daemon.names import Names
 from jef_daemon.ports import Arrival, Capacity, Consequences, Delivery, Outgoing
 from jef_daemon.updates import HANDED_ON, Updates

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from sqlalchemy import create_engine, text
 
+from jef_daemon.events import Completed, Launched, Progressed
 from jef_daemon.ledger import Policy, Reader, SqlLedger
-from jef_daemon.lifecycle import Completed, Execution, Launched, Progressed
+from jef_daemon.lifecycle import Execution
 from jef_daemon.lock.messages import LockReply
 from jef_daemon.messages import Update, timestamp
 from jef_daemon.names import WATCHED, Names

@@ -12,11 +12,12 @@ import pytest
 from sqlalchemy import event, text
 
 from jef_daemon.errors import NotFound, RequestRefused
+from jef_daemon.events import Completed, Failed
 from jef_daemon.ledger import SqlLedger
 from jef_daemon.ledger.opening import open_engine
 from jef_daemon.ledger.purging import Finished, count_finished, purge_finished
 from jef_daemon.ledger.workflow_reading import WorkflowReader
-from jef_daemon.lifecycle import Completed, Execution, Failed, Status
+from jef_daemon.lifecycle import Execution, Status
 from jef_daemon.messages import Control
 from jef_daemon.names import Names
 from jef_daemon.ports import Arrival, Capacity, Command, Delivery, Refusal

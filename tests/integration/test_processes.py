@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from jef_daemon.lifecycle import Completed, Event, Failed
+from jef_daemon.events import Completed, Event, Failed
 from jef_daemon.run import probe
 from jef_daemon.run.boundary import JobInput
 from jef_daemon.run.catalogue import ActionSpec

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from jef_daemon.events import Event, FellSilent, GraceEnded
 from jef_daemon.ledger import Policy, Reader, SqlLedger
-from jef_daemon.lifecycle import Event, Execution, FellSilent, GraceEnded
+from jef_daemon.lifecycle import Execution
 from jef_daemon.lock.messages import LockReply
 from jef_daemon.messages import Control, Update
 from jef_daemon.names import Names

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from jef_daemon import ActionExecutor, ActionExecutorResponse, ExecutionContext, ExternalFailure, messages
-from jef_daemon.lifecycle import Completed, Event, Execution, Failed, Status, apply
+from jef_daemon.events import Completed, Event, Failed
+from jef_daemon.lifecycle import Execution, Status, apply
 from jef_daemon.run.boundary import JobInput, failed, is_blocking, perform, perform_blocking
 
 Does = Callable[[ExecutionContext[Any]], Any]

@@ -10,27 +10,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from jef_daemon import lifecycle
+from jef_daemon import events, lifecycle
 from jef_daemon.errors import TransitionRefused
-from jef_daemon.lifecycle import Event, Execution, Place, Status, accept, apply
+from jef_daemon.events import Event
+from jef_daemon.lifecycle import Execution, Place, Status, accept, apply
 
 NOW = 1_000.0
 
 EVENTS: dict[str, Event] = {
-    "accepted": lifecycle.Accepted(),
-    "lock taken": lifecycle.LockAwaited(waiting_for={"resource": "asset/42", "mode": "SHARED"}),
-    "started": lifecycle.Started(),
-    "launched": lifecycle.Launched(external_id="x-2"),
-    "progress": lifecycle.Progressed(progress=40, message="pass 1"),
-    "completed": lifecycle.Completed(result="done"),
-    "failed": lifecycle.Failed(error_type="E", error_message="m"),
-    "cancel": lifecycle.CancelRequested(reason="a person"),
-    "stopped": lifecycle.Stopped(),
-    "silent": lifecycle.FellSilent(),
-    "grace ended": lifecycle.GraceEnded(),
-    "resumed": lifecycle.Resumed(),
-    "retried": lifecycle.Retried(token="new"),
-    "interrupted": lifecycle.Interrupted(token="new"),
+    "accepted": events.Accepted(),
+    "lock taken": events.LockAwaited(waiting_for={"resource": "asset/42", "mode": "SHARED"}),
+    "started": events.Started(),
+    "launched": events.Launched(external_id="x-2"),
+    "progress": events.Progressed(progress=40, message="pass 1"),
+    "completed": events.Completed(result="done"),
+    "failed": events.Failed(error_type="E", error_message="m"),
+    "cancel": events.CancelRequested(reason="a person"),
+    "stopped": events.Stopped(),
+    "silent": events.FellSilent(),
+    "grace ended": events.GraceEnded(),
+    "resumed": events.Resumed(),
+    "retried": events.Retried(token="new"),
+    "interrupted": events.Interrupted(token="new"),
 }
 """One of each, so that a new event must be given its rows here."""
 
@@ -271,7 +272,7 @@ def test_a_cancelled_attempt_is_fenced(place: str, event: str) -> None:
 def test_none_keeps_what_was_told_before() -> None:
     """A sign of life without progress is no progress of 0."""
     before = standing("RUNNING", progress=40, message="pass 1", external_id="x")
-    after = apply(before, lifecycle.Progressed(), NOW).execution
+    after = apply(before, events.Progressed(), NOW).execution
     assert (after.progress, after.message, after.external_id) == (40, "pass 1", "x")
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from jef_daemon import lifecycle, messages
+from jef_daemon import events, messages
 from jef_daemon.errors import Fate, RequestRefused
 from jef_daemon.lifecycle import Execution, Status, apply
 from jef_daemon.messages import decode_request
@@ -233,14 +233,14 @@ def test_a_wrong_field_is_named(key: str, value: object, field: str) -> None:
 # --- what is told ----------------------------------------------------------------------------------------
 
 
-def tell(status: Status, event: lifecycle.Event, **fields: Any) -> dict[str, Any]:
+def tell(status: Status, event: events.Event, **fields: Any) -> dict[str, Any]:
     execution = Execution("624", "transcode", status=status, sequence=2, progress=25, **fields)
     return dict(json.loads(messages.notification(apply(execution, event, 1795489560.1239))))
 
 
 def test_the_heading() -> None:
     """The seed's five keys are always there, first and in their order."""
-    told = tell(Status.RUNNING, lifecycle.Progressed(message="In Progress"))
+    told = tell(Status.RUNNING, events.Progressed(message="In Progress"))
     assert list(told) == HEADING + REST
     assert told == {
         "executionId": "624",
@@ -257,7 +257,7 @@ def test_the_heading() -> None:
 
 def test_completed() -> None:
     """It adds the result and both maps, also empty ones."""
-    told = tell(Status.RUNNING, lifecycle.Completed(result="ok", job_context_variables={"a": [1]}))
+    told = tell(Status.RUNNING, events.Completed(result="ok", job_context_variables={"a": [1]}))
     assert list(told) == [*HEADING, *REST, "result", "jobContextVariables", "workflowContextVariables"]
     assert (told["result"], told["progress"]) == ("ok", 100)
     assert (told["jobContextVariables"], told["workflowContextVariables"]) == ({"a": [1]}, {})
@@ -266,7 +266,7 @@ def test_completed() -> None:
 @pytest.mark.parametrize("allowed", [True, False])
 def test_failed(allowed: bool) -> None:
     """The traceback is told where the operator allows it."""
-    event = lifecycle.Failed(error_type="E", error_message="m", traceback="File …")
+    event = events.Failed(error_type="E", error_message="m", traceback="File …")
     move = apply(Execution("624", "a", status=Status.RUNNING), event, 0.0)
     told = json.loads(messages.notification(move, tracebacks=allowed))
     assert list(told) == [*HEADING, *REST, "error"]
@@ -275,17 +275,17 @@ def test_failed(allowed: bool) -> None:
 
 def test_waiting() -> None:
     waiting = {"resource": "asset/42", "mode": "EXCLUSIVE", "position": 1, "holders": ["623"]}
-    told = tell(Status.QUEUED, lifecycle.LockAwaited(waiting_for=waiting))
+    told = tell(Status.QUEUED, events.LockAwaited(waiting_for=waiting))
     assert list(told) == [*HEADING, *REST, "waitingFor"]
     assert told["waitingFor"] == waiting
 
 
 def test_late_and_cancel_requested() -> None:
     """Flags are there only where they are true."""
-    assert tell(Status.TIMED_OUT, lifecycle.Progressed())["late"] is True
-    assert tell(Status.RUNNING, lifecycle.CancelRequested())["cancelRequested"] is True
-    assert "late" not in tell(Status.TIMED_OUT, lifecycle.Resumed())
-    assert "cancelRequested" not in tell(Status.RUNNING, lifecycle.Stopped(), cancel_requested=True)
+    assert tell(Status.TIMED_OUT, events.Progressed())["late"] is True
+    assert tell(Status.RUNNING, events.CancelRequested())["cancelRequested"] is True
+    assert "late" not in tell(Status.TIMED_OUT, events.Resumed())
+    assert "cancelRequested" not in tell(Status.RUNNING, events.Stopped(), cancel_requested=True)
 
 
 def test_a_refused_request_is_told_as_failed() -> None:

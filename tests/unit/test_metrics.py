@@ -10,10 +10,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from jef_daemon import lifecycle
 from jef_daemon.errors import RequestRefused
-from jef_daemon.lifecycle import (
+from jef_daemon.events import (
     Completed,
     Event,
-    Execution,
     Failed,
     FellSilent,
     GraceEnded,
@@ -22,8 +21,8 @@ from jef_daemon.lifecycle import (
     Progressed,
     Retried,
     Started,
-    Transition,
 )
+from jef_daemon.lifecycle import Execution, Transition
 from jef_daemon.metrics import DEFINITIONS, Definition, Metrics, Values
 from jef_daemon.ports import Accepted, Arrival, Commit, Counted, Delivery, Refusal, Tally
 

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
-from jef_daemon.lifecycle import Event, Execution, Failed
+from jef_daemon.events import Event, Failed
+from jef_daemon.lifecycle import Execution
 from jef_daemon.ports import Call, Consequences
 from jef_daemon.run import outside as module
 from jef_daemon.run.outside import Outside

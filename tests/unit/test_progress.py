@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from jef_daemon.lifecycle import Progressed
+from jef_daemon.events import Progressed
 from jef_daemon.run.progress import Progress
 
 

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jef_daemon.lifecycle import Execution, Failed
+from jef_daemon.events import Failed
+from jef_daemon.lifecycle import Execution
 from jef_daemon.retry import NEVER_RETRIED, RetryPolicy
 
 POLICIES = st.builds(

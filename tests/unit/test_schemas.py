@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from jef_daemon import lifecycle, messages
+from jef_daemon import events, messages
 from jef_daemon.errors import RequestRefused, TransitionRefused
-from jef_daemon.lifecycle import Event, Execution, Status, accept, apply
+from jef_daemon.events import Event
+from jef_daemon.lifecycle import Execution, Status, accept, apply
 from jef_daemon.messages import decode_request
 from jef_daemon.schemas import WIRE_MODELS, asyncapi, json_schemas
 
@@ -108,20 +109,20 @@ def check(name: str, value: Any) -> list[str]:
 # --- what is sent ----------------------------------------------------------------------------------------
 
 EVENTS: list[Event] = [
-    lifecycle.LockAwaited(
+    events.LockAwaited(
         waiting_for={"resource": "asset/42", "mode": "SHARED", "position": 2, "holders": ["623"]}
     ),
-    lifecycle.Started(),
-    lifecycle.Progressed(progress=40, message="pass 1", external_id="x-1"),
-    lifecycle.Completed(result="ok", job_context_variables={"a": [1, None, {"b": 0.5}]}),
-    lifecycle.Failed(error_type="E", error_message="m", traceback="File …"),
-    lifecycle.Failed(error_type="E", error_message=""),
-    lifecycle.CancelRequested(),
-    lifecycle.Stopped(),
-    lifecycle.FellSilent(),
-    lifecycle.Resumed(),
-    lifecycle.Retried(token="t"),
-    lifecycle.Interrupted(token="t"),
+    events.Started(),
+    events.Progressed(progress=40, message="pass 1", external_id="x-1"),
+    events.Completed(result="ok", job_context_variables={"a": [1, None, {"b": 0.5}]}),
+    events.Failed(error_type="E", error_message="m", traceback="File …"),
+    events.Failed(error_type="E", error_message=""),
+    events.CancelRequested(),
+    events.Stopped(),
+    events.FellSilent(),
+    events.Resumed(),
+    events.Retried(token="t"),
+    events.Interrupted(token="t"),
 ]
 
 

@@ -20,27 +20,24 @@ from structlog.testing import capture_logs
 
 from jef_daemon import lifecycle, messages, traceparent
 from jef_daemon.errors import RequestRefused
-from jef_daemon.lifecycle import (
-    TABLE,
+from jef_daemon.events import (
     Accepted,
     CancelRequested,
     Completed,
     Event,
-    Execution,
     Failed,
     FellSilent,
     GraceEnded,
     Interrupted,
     Launched,
     LockAwaited,
-    Place,
     Progressed,
     Resumed,
     Retried,
     Started,
     Stopped,
-    Transition,
 )
+from jef_daemon.lifecycle import TABLE, Execution, Place, Transition
 from jef_daemon.names import Names
 from jef_daemon.ports import Accepted as Word
 from jef_daemon.ports import Arrival, Commit, Delivery, Outgoing, Refusal, Tally

@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 import pytest
 
 from jef_daemon import ActionExecutor, ActionExecutorResponse, ExecutionContext
-from jef_daemon.lifecycle import Completed, Event, Execution, Failed, Interrupted, Stopped
+from jef_daemon.events import Completed, Event, Failed, Interrupted, Stopped
+from jef_daemon.lifecycle import Execution
 from jef_daemon.ports import Applied, Capacity, Claimed, Lost, Outgoing, Stop
 from jef_daemon.run.catalogue import Action, ActionSpec, Catalogue
 from jef_daemon.run.isolation import ProcessPool
