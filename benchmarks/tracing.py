@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
-from jef_daemon import lifecycle, messages, traceparent
+from jef_daemon import lifecycle, notifications, traceparent
 from jef_daemon.events import Completed, Started
 from jef_daemon.lifecycle import Execution
 from jef_daemon.names import Names
@@ -41,7 +41,7 @@ def job(number: int, header: str | None, spans: Spans | None) -> None:
     moves = [lifecycle.accept(execution, 1.0)]
     moves.append(lifecycle.apply(moves[-1].execution, Started(), 1.0))
     moves.append(lifecycle.apply(moves[-1].execution, Completed(), 1.1))
-    told = [messages.notification(move) for move in moves]
+    told = [notifications.notification(move) for move in moves]
     if spans is not None:
         spans.committed(Commit(0.001, 1, [(Arrival(execution, "{}"), Accepted.NEW)], moves))
         headers = [{"traceparent": traceparent.carried(move.execution)} for move in moves]

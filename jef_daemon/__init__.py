@@ -2,7 +2,7 @@
 
 The tour, in the order of the flow (each module's docstring says what it does and what not):
 
-    messages            what is on the wire
+    messages            what is on the wire; notifications: what is told of a job
     intake              delivery → valid request, duplicate or dead letter; custody
     lock/               which jobs may run at the same time
     run/                a queued job → a slot → an executor → its outcome

@@ -5,7 +5,7 @@ The table below is the whole law: what is not in it is refused and changes nothi
 `docs/life-cycle.md` is drawn from it, and the ledger writes what `apply` returns, never a status of its own.
 
 What it does not do: decide *when* something happens (intake, worker, watcher do) or how it is told
-(`messages` encodes the notification of a `Transition`).
+(`notifications` encodes a `Transition`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Every message on the wire, decoded and encoded in one place (wire protocol, version 1). Pure.
+"""Every message on the wire (wire protocol, version 1), and how those that come in are read. Pure.
 
-Part in the flow: `intake` decodes requests here, the ledger encodes the notification of each transition
-here, and `jef schema` publishes these very models. Keys are camelCase on the wire. Unknown keys of inbound
+Part in the flow: `intake`, `updates` and the coordinator decode here what came, and `jef schema` publishes these very
+models. What is told of a job is encoded in `notifications`. Keys are camelCase on the wire. Unknown keys of inbound
 messages are ignored here and preserved in the record, so that producers can evolve.
 """
 
@@ -24,20 +24,16 @@ from pydantic import (
     model_validator,
 )
 from pydantic.alias_generators import to_camel
-from pydantic_core import from_json, to_json
+from pydantic_core import from_json
 
 from jef_daemon.errors import RequestRefused
-from jef_daemon.events import CancelRequested, Completed, Event, Failed, LockAwaited, Stopped
-from jef_daemon.lifecycle import Execution, Status, Transition
+from jef_daemon.lifecycle import Status
 from jef_daemon.lock.state import Mode
 
 MAX_BODY_BYTES = 1024 * 1024
 """Default limit of a request's body; configurable."""
 
 # ^ and $, not \A and \z: the published schema is read by validators of other languages, which know no others.
-_KEY_BYTES = 255
-"""Longest routing key of AMQP."""
-
 ExecutionId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._:-]{1,128}$")]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=255)]
 Seconds = Annotated[float, Field(gt=0, le=10 * 365 * 86400)]
@@ -234,7 +230,7 @@ class WorkflowRequest(Wire):
     )
 
 
-# --- inbound ---------------------------------------------------------------------------------------------
+# --- decoding --------------------------------------------------------------------------------------------
 
 
 def decode_request(body: bytes, limit: int = MAX_BODY_BYTES) -> JobRequest:
@@ -337,99 +333,7 @@ def _kind(value: object) -> str:
     return names.get(type(value), type(value).__name__)
 
 
-# --- outbound --------------------------------------------------------------------------------------------
-
-
-def notification(transition: Transition, *, tracebacks: bool = True, is_retried: bool = False) -> bytes:
-    """The status notification of a transition, the seed's five keys first.
-
-    Args:
-        transition: what was applied.
-        tracebacks: whether a FAILED one tells its stack trace.
-        is_retried: whether another attempt follows at once.
-    """
-    execution, event = transition.execution, transition.event
-    told = _heading(execution, transition.at)
-    if execution.external_id:
-        told["externalId"] = execution.external_id
-    addition = _ADDITIONS.get(type(event))
-    if addition:
-        told |= addition(event, tracebacks)
-    if is_retried:
-        told["retried"] = True
-    if execution.cancel_requested and execution.status is Status.RUNNING:
-        told["cancelRequested"] = True
-    if transition.late:
-        told["late"] = True
-    if execution.update_deadline is not None:
-        told["updateDeadline"] = timestamp(execution.update_deadline)
-    return to_json(told)
-
-
-def refused_notification(action: str, error: RequestRefused, now: float) -> bytes:
-    """The FAILED notification of a message that never became an execution, but whose id could be read."""
-    execution = Execution(error.execution_id or "", action, status=Status.FAILED, message=error.detail)
-    told = _heading(execution, now)
-    return to_json(told | {"error": {"type": "RequestRefused", "message": f"{error.code}: {error.detail}"}})
-
-
-def routing_key(action: str, status: Status) -> str:
-    """The routing key of a notification on `jef.status`; an action too long for it (nobody's, then) is cut."""
-    word = f".{status.value.lower()}"
-    room = _KEY_BYTES - len(word)
-    if len(action) * 4 > room:
-        action = action.encode()[:room].decode(errors="ignore")
-    return action + word
-
-
 @functools.lru_cache(maxsize=64)  # all of a transaction happens at one instant
 def timestamp(instant: float) -> str:
     """RFC 3339 in UTC with milliseconds, as notifications carry it."""
     return datetime.fromtimestamp(instant, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def _heading(execution: Execution, at: float) -> dict[str, Any]:
-    return {
-        "executionId": execution.execution_id,
-        "workflowId": execution.workflow_id,
-        "progress": execution.progress,
-        "message": execution.message,
-        "status": execution.status,
-        "action": execution.action,
-        "attempt": execution.attempt,
-        "sequence": execution.sequence,
-        "timestamp": timestamp(at),
-    }
-
-
-def _of_completed(event: Completed, tracebacks: bool) -> dict[str, Any]:
-    return {
-        "result": event.result,
-        "jobContextVariables": event.job_context_variables,
-        "workflowContextVariables": event.workflow_context_variables,
-    }
-
-
-def _of_failed(event: Failed, tracebacks: bool) -> dict[str, Any]:
-    error = {"type": event.error_type, "message": event.error_message}
-    if tracebacks and event.traceback:
-        error["traceback"] = event.traceback
-    return {"error": error}
-
-
-def _of_cancel(event: CancelRequested | Stopped, tracebacks: bool) -> dict[str, Any]:
-    return {"by": event.actor, "reason": event.reason}
-
-
-def _of_waiting(event: LockAwaited, tracebacks: bool) -> dict[str, Any]:
-    return {"waitingFor": dict(event.waiting_for)}
-
-
-_ADDITIONS: Mapping[type[Event], Any] = {
-    Completed: _of_completed,
-    Failed: _of_failed,
-    LockAwaited: _of_waiting,
-    CancelRequested: _of_cancel,
-    Stopped: _of_cancel,
-}
-"""What a notification says beyond its heading, by the event that caused it."""

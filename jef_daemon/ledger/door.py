@@ -9,7 +9,7 @@ from typing import Any
 from pydantic_core import to_json
 from sqlalchemy import insert, select
 
-from jef_daemon import lifecycle, messages
+from jef_daemon import lifecycle, notifications
 from jef_daemon.ledger import control, rows, schema
 from jef_daemon.ledger.transaction import Transaction
 from jef_daemon.lifecycle import FINAL, UNSTARTED, Execution, Status, waits_until
@@ -117,8 +117,10 @@ def refuse(transaction: Transaction, refusal: Refusal, known: AbstractSet[str]) 
         delivery.reply_to,
     )
     if error.execution_id and error.execution_id not in known:
-        body = messages.refused_notification(refusal.action, error, transaction.now)
-        transaction.post(transaction.names.status, messages.routing_key(refusal.action, Status.FAILED), body)
+        body = notifications.refused_notification(refusal.action, error, transaction.now)
+        transaction.post(
+            transaction.names.status, notifications.routing_key(refusal.action, Status.FAILED), body
+        )
         transaction.count(Counted.NOTIFIED, Status.FAILED.value)
 
 

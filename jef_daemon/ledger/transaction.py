@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import BindParameter, Connection, Select, bindparam, delete, insert, select, update
 
-from jef_daemon import lifecycle, messages
+from jef_daemon import lifecycle, notifications
 from jef_daemon.errors import TransitionRefused
 from jef_daemon.events import Event, Failed, GraceEnded, Interrupted, Launched, Progressed, Retried, Stopped
 from jef_daemon.ledger import rows, schema
@@ -288,7 +288,7 @@ class Transaction:
             self._locking.append(move)
         if lifecycle.is_told(move.event):
             is_retried = not is_last and isinstance(move.event, Failed)
-            body = messages.notification(move, tracebacks=self.terms.tracebacks, is_retried=is_retried)
+            body = notifications.notification(move, tracebacks=self.terms.tracebacks, is_retried=is_retried)
             execution = move.execution
             is_final = execution.status in FINAL and is_last
             if is_final:
@@ -336,7 +336,7 @@ class Transaction:
         self, execution: Execution, body: bytes, reply_to: str | None, correlation_id: str | None
     ) -> None:
         """Post a notification, also to whoever asked to hear the end."""
-        key = messages.routing_key(execution.action, execution.status)
+        key = notifications.routing_key(execution.action, execution.status)
         traceparent = execution.traceparent
         if traceparent and self.terms.is_traced:
             traceparent = carried(execution)

@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from jef_daemon import lifecycle, messages
+from jef_daemon import lifecycle, notifications
 from jef_daemon.events import Event, Progressed, Started
 from jef_daemon.lifecycle import Execution, Transition
 from jef_daemon.run.boundary import JobInput, hooks_of, is_blocking, perform, perform_blocking
@@ -82,7 +82,7 @@ class _Telling:
 
     def _tell(self, transition: Transition) -> None:
         self._execution = transition.execution
-        self.run.notifications.append(json.loads(messages.notification(transition)))
+        self.run.notifications.append(json.loads(notifications.notification(transition)))
 
 
 async def arun(

@@ -12,7 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from jef_daemon import ActionExecutor, ActionExecutorResponse, ExecutionContext, ExternalFailure, messages
+from jef_daemon import (
+    ActionExecutor,
+    ActionExecutorResponse,
+    ExecutionContext,
+    ExternalFailure,
+    notifications,
+)
 from jef_daemon.events import Completed, Event, Failed
 from jef_daemon.lifecycle import Execution, Status, apply
 from jef_daemon.run.boundary import JobInput, failed, is_blocking, perform, perform_blocking
@@ -82,7 +88,7 @@ def fails(does: Does, **fields: Any) -> Failed:
 def told(event: Event) -> dict[str, Any]:
     """As it is told: what cannot be written is nobody's notification."""
     move = apply(Execution("624", "x", status=Status.RUNNING), event, 0.0)
-    return dict(json.loads(messages.notification(move)))
+    return dict(json.loads(notifications.notification(move)))
 
 
 def raising(error: BaseException) -> Does:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from jef_daemon import events, messages
+from jef_daemon import events, messages, notifications
 from jef_daemon.errors import Fate, RequestRefused
 from jef_daemon.lifecycle import Execution, Status, apply
 from jef_daemon.messages import decode_request
@@ -235,7 +235,7 @@ def test_a_wrong_field_is_named(key: str, value: object, field: str) -> None:
 
 def tell(status: Status, event: events.Event, **fields: Any) -> dict[str, Any]:
     execution = Execution("624", "transcode", status=status, sequence=2, progress=25, **fields)
-    return dict(json.loads(messages.notification(apply(execution, event, 1795489560.1239))))
+    return dict(json.loads(notifications.notification(apply(execution, event, 1795489560.1239))))
 
 
 def test_the_heading() -> None:
@@ -268,7 +268,7 @@ def test_failed(allowed: bool) -> None:
     """The traceback is told where the operator allows it."""
     event = events.Failed(error_type="E", error_message="m", traceback="File …")
     move = apply(Execution("624", "a", status=Status.RUNNING), event, 0.0)
-    told = json.loads(messages.notification(move, tracebacks=allowed))
+    told = json.loads(notifications.notification(move, tracebacks=allowed))
     assert list(told) == [*HEADING, *REST, "error"]
     assert told["error"] == {"type": "E", "message": "m"} | ({"traceback": "File …"} if allowed else {})
 
@@ -291,7 +291,7 @@ def test_late_and_cancel_requested() -> None:
 def test_a_refused_request_is_told_as_failed() -> None:
     """The same heading, so that no reader needs another case."""
     error = RequestRefused("field-invalid", "priority: …", "624")
-    told = json.loads(messages.refused_notification("copy", error, 0.0))
+    told = json.loads(notifications.refused_notification("copy", error, 0.0))
     assert list(told) == [*HEADING, *REST, "error"]
     assert (told["executionId"], told["status"], told["action"]) == ("624", "FAILED", "copy")
     assert told["error"] == {"type": "RequestRefused", "message": "field-invalid: priority: …"}
@@ -299,7 +299,7 @@ def test_a_refused_request_is_told_as_failed() -> None:
 
 @pytest.mark.parametrize("status", Status)
 def test_routing_keys(status: Status) -> None:
-    assert messages.routing_key("copy", status) == f"copy.{status.name.lower()}"
+    assert notifications.routing_key("copy", status) == f"copy.{status.name.lower()}"
 
 
 @given(st.floats(0, 4e9))
@@ -312,8 +312,8 @@ def test_timestamps_are_utc_with_milliseconds(instant: float) -> None:
 @pytest.mark.parametrize("action", ["a" * 255, "é" * 127, "€" * 85, "a" * 247])
 def test_a_notification_s_key_is_never_longer_than_amqp_allows(action: str) -> None:
     """Of an action that nobody serves: any routing key may come."""
-    key = messages.routing_key(action, Status.WAITING_FOR_LOCK)
+    key = notifications.routing_key(action, Status.WAITING_FOR_LOCK)
     assert len(key.encode()) <= 255
     assert key.endswith(".waiting_for_lock")
     assert action.startswith(key.removesuffix(".waiting_for_lock"))
-    assert messages.routing_key("a" * 238, Status.WAITING_FOR_LOCK) == "a" * 238 + ".waiting_for_lock"
+    assert notifications.routing_key("a" * 238, Status.WAITING_FOR_LOCK) == "a" * 238 + ".waiting_for_lock"

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from jef_daemon import events, messages
+from jef_daemon import events
 from jef_daemon.errors import RequestRefused, TransitionRefused
 from jef_daemon.events import Event
 from jef_daemon.lifecycle import Execution, Status, accept, apply
 from jef_daemon.messages import decode_request
+from jef_daemon.notifications import notification, refused_notification
 from jef_daemon.schemas import WIRE_MODELS, asyncapi, json_schemas
 
 TYPES: dict[str, tuple[type, ...]] = {
@@ -128,16 +129,16 @@ EVENTS: list[Event] = [
 
 def notifications() -> Iterator[dict[str, Any]]:
     """One of each transition that is told."""
-    yield json.loads(messages.notification(accept(Execution("624", "copy"), 0.0)))
+    yield json.loads(notification(accept(Execution("624", "copy"), 0.0)))
     for status in Status:
         for event in EVENTS:
             try:
                 move = apply(Execution("624", "copy", status=status, workflow_id="w"), event, 1795489560.0)
             except TransitionRefused:
                 continue
-            yield json.loads(messages.notification(move))
+            yield json.loads(notification(move))
     refused = RequestRefused("field-invalid", "priority: …", "624")
-    yield json.loads(messages.refused_notification("copy", refused, 0.0))
+    yield json.loads(refused_notification("copy", refused, 0.0))
 
 
 def test_every_notification_fits() -> None:

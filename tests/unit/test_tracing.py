@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import StatusCode
 from structlog.testing import capture_logs
 
-from jef_daemon import lifecycle, messages, traceparent
+from jef_daemon import lifecycle, notifications, traceparent
 from jef_daemon.errors import RequestRefused
 from jef_daemon.events import (
     Accepted,
@@ -92,7 +92,7 @@ class Ledger:
         move = Transition(Place.NEW, self.execution, Progressed(), self.now, late=False, was=self.execution)
         headers = {"traceparent": traceparent.carried(self.execution)}
         key = "transcode.running" if exchange else "answers"
-        body = messages.notification(move)
+        body = notifications.notification(move)
         self.spans.confirmed([Outgoing(1, exchange, key, body, headers, "c-1")])
 
 
@@ -503,7 +503,7 @@ def test_what_the_daemon_tells_is_what_the_spans_are_made_of() -> None:
     ledger, recorded = started()
     ledger.confirm()
     told = json.loads(
-        messages.notification(
+        notifications.notification(
             Transition(Place.NEW, ledger.execution, Progressed(), NOW, late=False, was=ledger.execution)
         )
     )
