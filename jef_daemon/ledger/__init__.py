@@ -14,7 +14,7 @@
     lifetime      start and end of a daemon, keeping house
     rows          between rows and values
     reading       looking, for people;  standing: numbers, for who watches
-    ledger        the port's implementation for the daemon
+    ledger        the port's implementation for the daemon;  owned: its database, from opening to letting go
 
 The only package that imports the database library. SQLite is the embedded default; the queries are
 SQLAlchemy Core, so that PostgreSQL finds its place here.

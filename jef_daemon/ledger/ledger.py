@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import dataclasses
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self, cast
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, cast
 
-from sqlalchemy import Engine, select
+from sqlalchemy import select
 
-from jef_daemon.errors import LedgerUnavailable
 from jef_daemon.events import Event
 from jef_daemon.ledger import (
     calling,
@@ -25,9 +22,8 @@ from jef_daemon.ledger import (
     watching,
 )
 from jef_daemon.ledger.lifetime import MayRunAgain
-from jef_daemon.ledger.opening import Ownership, migrate, open_engine, parse
-from jef_daemon.ledger.transaction import Policy, Terms, Transaction
-from jef_daemon.ledger.writer import Writer
+from jef_daemon.ledger.owned import OwnedLedger
+from jef_daemon.ledger.transaction import Policy, Terms
 from jef_daemon.lock.requests import Limits, Request
 from jef_daemon.names import Names
 from jef_daemon.ports import (
@@ -39,13 +35,10 @@ from jef_daemon.ports import (
     Claimed,
     Clock,
     Command,
-    Commit,
     Consequences,
     Heard,
     LockTimes,
     Lost,
-    OnCommit,
-    OnOutbox,
     Outgoing,
     Refusal,
     Reported,
@@ -57,11 +50,8 @@ from jef_daemon.workflow.state import Bounds
 if TYPE_CHECKING:
     from jef_daemon.workflow.inputs import Became, Input
 
-_TRIES_WITHIN_S = 60.0
-"""A stalled ledger is tried every few seconds; each try may take a while."""
 
-
-class SqlLedger:
+class SqlLedger(OwnedLedger):
     """A ledger in an SQL database, owned by this daemon.
 
     Use as an async context manager, or `open` and `close`.
@@ -98,8 +88,7 @@ class SqlLedger:
         is_traced: bool = False,
         workflow_bounds: Bounds | None = None,
     ) -> None:
-        self._url = parse(ledger_url)
-        self._terms = Terms(
+        terms = Terms(
             names or Names(),
             tracebacks=tracebacks,
             lost_locks_fail=lost_locks_fail,
@@ -108,75 +97,13 @@ class SqlLedger:
             is_traced=is_traced,
             workflow_bounds=workflow_bounds or Bounds(),
         )
+        super().__init__(ledger_url, terms, clock or SystemClock())
         self._max_variables = max_variables_bytes
         self._remember_s = remember_s
-        self._clock = clock or SystemClock()
-        self._engine: Engine | None = None
-        self._looking: Engine | None = None
-        self._ownership: Ownership | None = None
-        self._writer: Writer | None = None
-
-    async def open(self) -> None:
-        """Take the ledger into our hands and bring it to the newest version."""
-        await asyncio.to_thread(self._open)
-        self._terms = dataclasses.replace(self._terms, identity=await asyncio.to_thread(self._read_identity))
-        self._writer = Writer(self._open_engine, self._terms, self._clock)
-        await asyncio.to_thread(self._writer.start)
-
-    async def close(self) -> None:
-        """Write what is waiting, then let go of the ledger."""
-        if self._writer is not None:
-            await self._writer.close()
-        self._dispose()
-
-    async def __aenter__(self) -> Self:
-        await self.open()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
-
-    def on_outbox(self, told: OnOutbox) -> None:
-        """Have the messages of each commit handed over, in order."""
-        self._running.on_outbox = told
-
-    def on_commit(self, told: OnCommit) -> None:
-        """Have each commit told to who counts, after those who asked before."""
-        first = self._running.on_commit
-
-        def both(commit: Commit) -> None:
-            if first is not None:
-                first(commit)
-            told(commit)
-
-        self._running.on_commit = told if first is None else both
-
-    async def answers(self) -> None:
-        """Return once the ledger has committed something: it truly takes writes."""
-        await self._other(lambda _: None)
 
     async def standing(self) -> standing.Standing:
         """How much stands where, without disturbing writes."""
         return await asyncio.to_thread(standing.read, self._open_looking, self._clock.now())
-
-    @property
-    def identity(self) -> str:
-        """The ledger's own name, 12 hexadecimal digits, for its life."""
-        return self._terms.identity
-
-    async def is_alive(self, patience_s: float) -> bool:
-        """Whether the writer commits, or tries again and again to; False: it hangs."""
-        if self.stalled is None:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(patience_s):
-                    await self.answers()
-                    return True
-        return self.stalled is not None and self._clock.monotonic() - self._running.tried_at < _TRIES_WITHIN_S
-
-    @property
-    def stalled(self) -> LedgerUnavailable | None:
-        """Why the ledger takes no writes now; None while it does."""
-        return self._running.stalled
 
     # --- the port ----------------------------------------------------------------------------------------
 
@@ -388,64 +315,9 @@ class SqlLedger:
 
     # --- inside ------------------------------------------------------------------------------------------
 
-    def _change(self, **terms: Any) -> None:
-        # Replaced as a whole: the writer's thread reads them once for each transaction.
-        self._terms = dataclasses.replace(self._terms, **terms)
-        self._running.terms = self._terms
-
-    async def _repeat(self, step: Callable[[Transaction], int]) -> int:
-        total = 0
-        while settled := await self._other(step):
-            total += settled
-        return total
-
-    def _other(self, call: Callable[[Transaction], Any]) -> asyncio.Future[Any]:
-        return self._running.submit("other", call)
-
-    def _open(self) -> None:
-        self._engine = open_engine(self._url.render_as_string(hide_password=False))
-        try:
-            self._ownership = Ownership(self._url)
-            migrate(self._engine)
-            # Looking never takes SQLite's write lock, so it does not make the writer wait.
-            self._looking = open_engine(self._url.render_as_string(hide_password=False), read_only=True)
-        except BaseException:
-            self._dispose()
-            raise
-
-    def _dispose(self) -> None:
-        for engine in (self._engine, self._looking):
-            if engine is not None:
-                engine.dispose()
-        if self._ownership is not None:
-            self._ownership.release()
-
     def _read_outbox(self, after: int, limit: int) -> list[Outgoing]:
         wanted = (
             select(schema.outbox).where(schema.outbox.c.id > after).order_by(schema.outbox.c.id).limit(limit)
         )
         with self._open_looking.connect() as connection:
             return [rows.outgoing_of(row) for row in connection.execute(wanted)]
-
-    def _read_identity(self) -> str:
-        with self._open_engine.connect() as connection:
-            found: str = connection.scalars(select(schema.identity.c.id)).one()
-            return found
-
-    @property
-    def _running(self) -> Writer:
-        if self._writer is None:
-            raise RuntimeError("the ledger is not open")
-        return self._writer
-
-    @property
-    def _open_looking(self) -> Engine:
-        if self._looking is None:
-            raise RuntimeError("the ledger is not open")
-        return self._looking
-
-    @property
-    def _open_engine(self) -> Engine:
-        if self._engine is None:
-            raise RuntimeError("the ledger is not open")
-        return self._engine
