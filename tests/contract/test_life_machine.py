@@ -33,6 +33,7 @@ from jef_daemon.events import (
     Stopped,
 )
 from jef_daemon.lifecycle import LOCKING, Place
+from jef_daemon.ports import Accepted
 from tests.support.clock import ManualClock
 from tests.support.ledgers import LOCK, Life
 
@@ -96,7 +97,9 @@ class Lives(RuleBasedStateMachine):
             assert all(row["status"] in SETTLED or row["handed_back"] for row in rows), rows
             assert all(row["state"] == "released" for row in self.rows("job_locks"))
             assert {row["call"] for row in self.rows("calls")} <= {"cancel"}
-            assert self.rows("checkpoints") == []
+            # What was handed back keeps what it had saved, should it come back.
+            gone = {row["execution_id"] for row in rows if row["handed_back"]}
+            assert {row["execution_id"] for row in self.rows("checkpoints")} <= gone
             self.do(self.life.ledger.confirm([message.id for message in self.do(self.life.outbox())]))
             assert self.do(self.life.outbox()) == []
         finally:
@@ -116,17 +119,35 @@ class Lives(RuleBasedStateMachine):
         not_before = self.life.clock.time + delay if delay else None
         terms = {"workflow_id": workflow, "not_before": not_before, "update_timeout_s": 60.0}
         before = self.row(name)
-        is_cancelled = any(
-            (row["kind"], row["name"]) in {("execution", name), ("workflow", workflow)}
-            and row["until"] > self.life.clock.time
-            for row in self.rows("tombstones")
-        )
+        is_cancelled = self._is_to_be_cancelled(name, workflow)
         self.do(self.life.arrive(name, action, locks=(LOCK,) if locks else (), **terms))
         if before is None and is_cancelled:
             assert self.row(name)["status"] == "CANCELLED"
         elif before is not None and before["handed_back"]:
-            named = self.rows("tombstones WHERE kind = 'execution'")
-            assert name not in {row["name"] for row in named}, "a cancel waits for what is here"
+            assert self.row(name) == before, "a copy of a request took a job that is elsewhere"
+
+    @rule(name=NAMES)
+    def it_comes_back(self, name: str) -> None:
+        """What was handed back, as `ledger.lifetime` has put it into the outbox."""
+        before = self.row(name)
+        if before is None or not before["handed_back"]:
+            return
+        is_cancelled = self._is_to_be_cancelled(name, before["workflow_id"])
+        kept = {key: before[key] for key in ("workflow_id", "sequence", "attempt", "update_timeout_s")}
+        locks = (LOCK,) if before["wants_locks"] else ()
+        word = self.do(self.life.arrive(name, before["action"], locks=locks, **kept))
+        row = self.row(name)
+        assert not row["handed_back"]
+        assert (row["status"] == "CANCELLED") is is_cancelled is (word is Accepted.CANCELLED)
+        named = self.rows("tombstones WHERE kind = 'execution'")
+        assert name not in {row["name"] for row in named}, "a cancel waits for what is here"
+
+    def _is_to_be_cancelled(self, name: str, workflow: str | None) -> bool:
+        return any(
+            (row["kind"], row["name"]) in {("execution", name), ("workflow", workflow)}
+            and row["until"] > self.life.clock.time
+            for row in self.rows("tombstones")
+        )
 
     @rule()
     def slots_come_free(self) -> None:
