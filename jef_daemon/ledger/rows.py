@@ -74,6 +74,10 @@ def entry_of(transition: Transition) -> Row | None:
     }
 
 
+REFUSED = " refused"
+"""What the name of an event ends with that changed nothing."""
+
+
 def refusal_entry(execution: Execution, event: Event, why: str, at: float) -> Row:
     """The history entry of an event that the life cycle did not allow."""
     return {
@@ -83,7 +87,7 @@ def refusal_entry(execution: Execution, event: Event, why: str, at: float) -> Ro
         "sequence": execution.sequence,
         "before": execution.place.value,
         "status": execution.status.value,
-        "event": f"{type(event).__name__} refused",
+        "event": f"{type(event).__name__}{REFUSED}",
         "actor": event.actor,
         "reason": why,
         "detail": _detail(event),

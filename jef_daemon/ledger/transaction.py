@@ -19,6 +19,7 @@ from jef_daemon.events import Event, Failed, GraceEnded, Interrupted, Launched, 
 from jef_daemon.ledger import rows, schema
 from jef_daemon.ledger.driver import Driver
 from jef_daemon.ledger.job_locks import LockBook
+from jef_daemon.ledger.refusals import Refusals
 from jef_daemon.lifecycle import FINAL, SETTLED, WORKING, Execution, Transition
 from jef_daemon.lock.requests import Limits
 from jef_daemon.names import WATCHED, Names
@@ -116,6 +117,8 @@ class Transaction:
         self.names = terms.names
         self.terms = terms
         self._history: list[rows.Row] = []
+        self.refusals = Refusals(connection, now, self.remember)
+        """What changed nothing."""
         self._outcomes: dict[str, bytes] = {}
         self._locking: list[Transition] = []
         """Transitions of executions that want locks."""
@@ -167,7 +170,7 @@ class Transaction:
                 )
             move = lifecycle.apply(execution, event, self.now)
         except TransitionRefused as refused:
-            self._history.append(rows.refusal_entry(execution, event, str(refused), self.now))
+            self.refusals.note(execution, event, str(refused))
             return Applied(None, str(refused))
         retry = self._retry(move)
         self.note(move, is_last=retry is None)

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from pydantic_core import to_json
 
 from jef_daemon.events import Completed, Event, Failed, Progressed, Stopped
-from jef_daemon.ledger import rows
 from jef_daemon.ledger.transaction import Transaction
 from jef_daemon.lifecycle import FINAL, Execution
 from jef_daemon.messages import Update
@@ -65,8 +64,7 @@ def _one(
         transaction.count(Counted.UPDATE_REFUSED, code)
         if code in _FENCED:
             transaction.count(Counted.FENCED, "update")
-        entry = rows.refusal_entry(execution, event, reason, transaction.now)
-        transaction.remember(entry)
+        transaction.refusals.note(execution, event, reason)
         return _refused(reason), None
     applied = transaction.move(execution, None, event)
     if applied.transition is None:

@@ -22,6 +22,7 @@ from jef_daemon.events import (
     Stopped,
 )
 from jef_daemon.ledger import Policy, Reader
+from jef_daemon.ledger.refusals import MOST
 from jef_daemon.lifecycle import Status
 from jef_daemon.messages import Control, Update
 from jef_daemon.names import Names
@@ -499,6 +500,22 @@ async def test_any_other_update_changes_nothing(life: Life, wrong: str, status: 
     else:
         with pytest.raises(NotFound):
             life.find(name)
+
+
+@pytest.mark.parametrize("at_once", [1, 7])
+async def test_a_history_holds_a_hundred_refusals(life: Life, at_once: int) -> None:
+    """Of an execution, whatever is tried how often; all are answered, and what counts is recorded."""
+    await life.run("1", "f", Launched())
+    wrong = Update.model_validate({"executionId": "1", "status": "RUNNING", "token": "guessed"})
+    for _ in range(MOST // at_once + 2):
+        answers, _ = await life.ledger.updating([Reported(wrong)] * at_once)
+        assert [answer["accepted"] for answer in answers] == [False] * at_once
+    [illegal] = await life.apply("1", GraceEnded())
+    assert illegal.refused
+    refused = [entry for entry in life.history("1") if entry.event.endswith(" refused")]
+    assert ["only counted" in entry.reason for entry in refused] == [False] * (MOST - 1) + [True]
+    await life.update("1", "COMPLETED")
+    assert life.history("1")[-1].event == "Completed"
 
 
 async def test_variables_that_are_too_long_are_refused(life: Life) -> None:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from jef_daemon.events import Event, FellSilent, GraceEnded
-from jef_daemon.ledger import Policy, Reader, SqlLedger
+from jef_daemon.ledger import Entry, Policy, Reader, SqlLedger
 from jef_daemon.lifecycle import Execution
 from jef_daemon.lock.messages import LockReply
 from jef_daemon.messages import Control, Update
@@ -183,9 +183,12 @@ class Life:
 
     def events(self, execution_id: str) -> list[str]:
         """The history: event by actor."""
+        return [f"{entry.event} by {entry.actor}" for entry in self.history(execution_id)]
+
+    def history(self, execution_id: str) -> list[Entry]:
         reader = Reader(self.url)
         try:
-            return [f"{entry.event} by {entry.actor}" for entry in reader.history(execution_id)]
+            return reader.history(execution_id)
         finally:
             reader.close()
 
