@@ -3,7 +3,7 @@
     schema        the tables; migrations/ brings older ledgers to them
     opening       engine, ownership, version, what errors mean
     writer        group commit: one transaction for all that is ready
-    transaction   what is shared inside it: executions moved by events, history, outbox
+    transaction   what is shared inside it: executions moved by events, history, outbox;  terms: what they all keep
     door          requests become executions
     claiming      queued executions get a slot
     job_locks     what jobs asked of the lock service;  hearing: its answers
@@ -23,7 +23,7 @@ SQLAlchemy Core, so that PostgreSQL finds its place here.
 from jef_daemon.ledger.ledger import SqlLedger
 from jef_daemon.ledger.reading import Entry, Filter, JobLock, LockEntry, Page, Reader, summary
 from jef_daemon.ledger.standing import Standing
-from jef_daemon.ledger.transaction import Policy
+from jef_daemon.ledger.terms import Policy
 
 __all__ = [
     "Entry",

@@ -23,7 +23,7 @@ from jef_daemon.ledger import (
 )
 from jef_daemon.ledger.lifetime import MayRunAgain
 from jef_daemon.ledger.owned import OwnedLedger
-from jef_daemon.ledger.transaction import Policy, Terms
+from jef_daemon.ledger.terms import Policy, Terms
 from jef_daemon.lock.requests import Limits, Request
 from jef_daemon.names import Names
 from jef_daemon.ports import (

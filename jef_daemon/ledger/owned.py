@@ -17,7 +17,8 @@ from sqlalchemy import Engine, select
 from jef_daemon.errors import LedgerUnavailable
 from jef_daemon.ledger import schema
 from jef_daemon.ledger.opening import Ownership, migrate, open_engine, parse
-from jef_daemon.ledger.transaction import Terms, Transaction
+from jef_daemon.ledger.terms import Terms
+from jef_daemon.ledger.transaction import Transaction
 from jef_daemon.ledger.writer import Writer
 from jef_daemon.ports import Clock, Commit, OnCommit, OnOutbox
 

@@ -13,7 +13,8 @@ from jef_daemon.errors import LedgerUnavailable
 from jef_daemon.ledger import schema
 from jef_daemon.ledger.lifetime import purge, purge_workflows
 from jef_daemon.ledger.opening import existing, explain, open_engine
-from jef_daemon.ledger.transaction import Terms, Transaction
+from jef_daemon.ledger.terms import Terms
+from jef_daemon.ledger.transaction import Transaction
 from jef_daemon.lifecycle import FINAL
 
 _STEP = 500

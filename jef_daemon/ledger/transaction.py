@@ -7,8 +7,7 @@ outbox messages are gathered and written at the end, in the order in which thing
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sqlalchemy import BindParameter, Connection, Select, bindparam, delete, insert, select, update
@@ -20,14 +19,13 @@ from jef_daemon.ledger import rows, schema
 from jef_daemon.ledger.driver import Driver
 from jef_daemon.ledger.job_locks import LockBook
 from jef_daemon.ledger.refusals import Refusals
+from jef_daemon.ledger.terms import NO_POLICY, Policy, Terms
 from jef_daemon.lifecycle import FINAL, SETTLED, WORKING, Execution, Transition
-from jef_daemon.lock.requests import Limits
-from jef_daemon.names import WATCHED, Names
-from jef_daemon.ports import Applied, Counted, LockTimes, Outgoing, Tally
-from jef_daemon.retry import INTERRUPTED, RetryPolicy
+from jef_daemon.names import WATCHED
+from jef_daemon.ports import Applied, Counted, Outgoing, Tally
+from jef_daemon.retry import INTERRUPTED
 from jef_daemon.tokens import new_token
 from jef_daemon.traceparent import carried
-from jef_daemon.workflow.state import Bounds
 
 _ROOMS = (1, 8, 64, 500)
 _CHUNK = _ROOMS[-1]
@@ -61,39 +59,6 @@ _DELETE_CHECKPOINT = delete(schema.checkpoints).where(schema.checkpoints.c.execu
 
 FIRST_POLL_S = 1.0
 """Between a launch and the first poll."""
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What is the same for all transactions of a ledger."""
-
-    names: Names = field(default_factory=Names)
-    """Exchanges and queues to tell things to."""
-    tracebacks: bool = True
-    """Whether FAILED notifications carry the stack trace."""
-    identity: str = ""
-    """The ledger's own name."""
-    policies: Mapping[str, Policy] = field(default_factory=dict)
-    """Of each action that is served."""
-    lost_locks_fail: bool = True
-    """Whether work outside that lost its locks is FAILED for it."""
-    lock_times: LockTimes = field(default_factory=LockTimes)
-    lock_limits: Limits = field(default_factory=Limits)
-    workflow_bounds: Bounds = field(default_factory=Bounds)
-    """How much a workflow may carry."""
-    is_traced: bool = False
-    """Whether what is told of an execution names our span of it, not its producer's."""
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """What the ledger knows of an action."""
-
-    retry: RetryPolicy = field(default_factory=RetryPolicy)
-    cancellable: bool = True
-    """False: a running attempt goes on to its end unless it is forced."""
-    hooks: frozenset[str] = frozenset()
-    """Of an async executor: which of `poll`, `cancel`, `resume`, `retry` it has."""
 
 
 class Transaction:
@@ -199,7 +164,7 @@ class Transaction:
 
     def policy(self, action: str) -> Policy:
         """What is known of an action; one that is not served has no retry and no hooks."""
-        return self.terms.policies.get(action, _NO_POLICY)
+        return self.terms.policies.get(action, NO_POLICY)
 
     # --- keeping house -----------------------------------------------------------------------------------
 
@@ -365,9 +330,6 @@ class Transaction:
             Outgoing(self.next_id, exchange, routing_key, body, headers, correlation_id, reply_to)
         )
         self.next_id += 1
-
-
-_NO_POLICY = Policy()
 
 
 @functools.lru_cache

@@ -33,7 +33,8 @@ from jef_daemon.ledger.door import accept
 from jef_daemon.ledger.lifetime import hand_back
 from jef_daemon.ledger.locking import go_on_locking
 from jef_daemon.ledger.opening import migrate, open_engine
-from jef_daemon.ledger.transaction import Terms, Transaction
+from jef_daemon.ledger.terms import Terms
+from jef_daemon.ledger.transaction import Transaction
 from jef_daemon.lifecycle import Execution, Status
 from jef_daemon.lock.messages import LockReply
 from jef_daemon.lock.requests import Expire

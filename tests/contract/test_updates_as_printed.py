@@ -13,7 +13,7 @@ import pytest
 
 from jef_daemon.events import Launched
 from jef_daemon.ledger import Reader, SqlLedger
-from jef_daemon.ledger.transaction import Policy
+from jef_daemon.ledger.terms import Policy
 from jef_daemon.lifecycle import Execution
 from jef_daemon.names import Names
 from jef_daemon.ports import Arrival, Capacity, Consequences, Delivery, Outgoing
