@@ -17,7 +17,8 @@ from sqlalchemy import Connection
 
 from jef_daemon.ledger import lock_statements as sql
 from jef_daemon.ledger.driver import Driver
-from jef_daemon.lock.protocol import LEASE_ENDED, decide
+from jef_daemon.lock.leases import LEASE_ENDED
+from jef_daemon.lock.protocol import decide
 from jef_daemon.lock.requests import Answer, Decision, Limits, Reply, Request, outcome
 from jef_daemon.lock.state import (
     Among,

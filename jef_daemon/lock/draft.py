@@ -32,7 +32,7 @@ import heapq
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from jef_daemon.lock.requests import Answer, Limits, Place, Refused, Reply, ResourceState
+from jef_daemon.lock.requests import Answer, Asked, Limits, Place, Refused, Reply, Request, ResourceState
 from jef_daemon.lock.state import (
     Among,
     Change,
@@ -49,6 +49,9 @@ from jef_daemon.lock.state import (
     SetFence,
     Waiter,
 )
+
+Rest = tuple[Request, ...]
+"""What is to be decided next, in the same transaction."""
 
 Line = tuple[str, Mode]
 """Those of a resource's waiters that want it in one mode."""
@@ -226,6 +229,11 @@ class Draft:
         """Add a reply."""
         where = address.reply_to, address.correlation_id
         self.replies.append(Reply(status, owner, *where, grants, place, lost, reason, states, held, code))
+
+    def refuse(self, request: Asked, code: Refused, reason: str, place: Place | None = None) -> Rest:
+        """Refuse it: the answer is all that becomes of it."""
+        self.tell(request.owner, request, Answer.REFUSED, reason=reason, place=place, code=code)
+        return ()
 
     # --- handing on --------------------------------------------------------------------------------------
 

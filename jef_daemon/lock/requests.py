@@ -51,6 +51,18 @@ class Asked:
     another queue are somebody else's, and a request whose correlation id is lower than the one it meets is an
     old one that came again; it changes nothing and has no answer."""
 
+    def owns(self, entry: Grant | Waiter) -> bool:
+        """Whether what is stored is the requester's: to a `sole` one only what it asked for from its own queue."""
+        return not self.sole or entry.reply_to == self.reply_to
+
+    def is_older_than(self, entry: Grant | Waiter) -> bool:
+        """Whether a `sole` request is an old one that came again: correlation ids of one owner rise."""
+        return self.sole and (entry.correlation_id or "") > (self.correlation_id or "")
+
+    def may_end(self, entry: Grant | Waiter) -> bool:
+        """Whether it may give up what is stored."""
+        return self.owns(entry) and not self.is_older_than(entry)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Acquire(Asked):

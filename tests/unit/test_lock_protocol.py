@@ -12,7 +12,7 @@ from typing import TypedDict
 import pytest
 
 import jef_daemon.lock
-from jef_daemon.lock.protocol import normalised
+from jef_daemon.lock.acquiring import normalised
 from jef_daemon.lock.requests import (
     Acquire,
     Answer,
