@@ -87,6 +87,14 @@ class Bus(Protocol):
         """
         ...
 
+    async def has_queue(self, name: str) -> bool:
+        """Whether the broker has a queue of a name, at this moment.
+
+        Raises:
+            ConnectionError: it cannot be asked: the connection is lost, or was meanwhile.
+        """
+        ...
+
     async def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
         """Acknowledge deliveries that are persisted; those of a lost connection are dropped."""
         ...

@@ -8,7 +8,6 @@ daemons; the one that knows it answers.
 from __future__ import annotations
 
 import asyncio
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
@@ -16,6 +15,7 @@ from typing import Protocol
 import structlog
 from pydantic_core import to_json
 
+from jef_daemon.elsewhere import GONE, KIND, UPDATE, Elsewhere, is_handed_on
 from jef_daemon.errors import RequestRefused
 from jef_daemon.inbox import Inbox
 from jef_daemon.messages import Control, Update, decode_control, decode_update
@@ -34,15 +34,8 @@ from jef_daemon.ports import (
 
 log = structlog.get_logger()
 
-KIND = "x-jef-kind"
-"""Header of what one daemon hands to another: `update` or `control`."""
-_UPDATE, _CONTROL = "update", "control"
 _UPDATES = "updates"
 """What dead letters of updates are called."""
-_PAUSE_S = 0.1
-"""Before a message that the broker refused, or that its connection took along, is handed on again."""
-_IDENTITY = re.compile(r"[0-9a-f]{12}\.")
-"""What a token begins with: the name of a ledger."""
 
 
 class UpdateLedger(Protocol):
@@ -78,6 +71,10 @@ class UpdateBus(Protocol):
         """See `ports.Bus`."""
         ...
 
+    async def has_queue(self, name: str) -> bool:
+        """See `ports.Bus`."""
+        ...
+
 
 class Updates:
     """Takes updates and commands in.
@@ -102,8 +99,8 @@ class Updates:
     ) -> None:
         self._ledger = ledger
         self._bus = bus
-        self._names = names
         self._identity = identity
+        self._elsewhere = Elsewhere(bus, names, identity)
         self.max_body_bytes = max_body_bytes
         """Longest message."""
         self._follow = follow
@@ -112,7 +109,7 @@ class Updates:
         self.refused = 0
         """Those that did not."""
         self.unread: Counter[str] = Counter()
-        """Those that never came before the ledger, by why: `malformed`, `no-token`."""
+        """Those that never came before the ledger, by why: `malformed`, `no-token`, `unknown-ledger`."""
         self.updates = Inbox(self._take_updates)
         """From `jef.updates`."""
         self.commands = Inbox(self._take_commands)
@@ -137,17 +134,24 @@ class Updates:
         [told] = await self._apply([self._reported(update)])
         return told
 
-    async def pass_on(self, update: Update) -> bool:
-        """Hand an update on whose token is of another daemon's ledger; returns whether it was.
+    async def pass_on(self, update: Update) -> bool | None:
+        """Hand an update on that came by another way than a queue, and whose token is of another daemon's ledger.
+
+        Returns:
+            Whether there is such a daemon; None: the token is ours.
 
         Raises:
             ConnectionError: the broker went away meanwhile.
         """
-        ledger = self._other_ledger(update)
+        ledger = self._elsewhere.ledger_of(update)
         if ledger is None:
-            return False
-        await self._send(self._names.daemon(ledger), update.model_dump_json(by_alias=True), _UPDATE)
-        return True
+            return None
+        is_there = await self._elsewhere.has(ledger)
+        if is_there:
+            await self._elsewhere.send_update(update, ledger)
+        else:
+            self._note_gone(ledger, update)
+        return is_there
 
     async def command(self, control: Control, actor: str) -> Consequences:
         """Carry out one command that came by another way than a queue; the last answer is its.
@@ -160,7 +164,7 @@ class Updates:
         known = control.execution_id is not None and await self.knows(control.execution_id)
         consequences = await self._command([Command(control, actor)])
         if not known:
-            await self._send("", control.model_dump_json(by_alias=True), _CONTROL, self._names.daemons)
+            await self._elsewhere.send_command(control)
         return consequences
 
     async def knows(self, execution_id: str) -> bool:
@@ -181,11 +185,12 @@ class Updates:
             except RequestRefused as error:
                 await self._refuse(delivery, error, _UPDATES)
                 continue
-            ledger = self._other_ledger(update)
-            if ledger is not None and not is_handed_on(delivery):
-                await self._hand_on(delivery, "", self._names.daemon(ledger), _UPDATE)
-            else:
+            ledger = self._elsewhere.ledger_of(update)
+            if ledger is None or is_handed_on(delivery):
                 ours.append(self._reported(update, delivery))
+            elif not await self._elsewhere.hand_on_update(delivery, ledger):
+                self._note_gone(ledger, update)
+                await self._answer(delivery, GONE)
         if ours:
             await self._apply(ours)
         await self._bus.acknowledge(batch)
@@ -198,11 +203,11 @@ class Updates:
         self.refused += len(answers) - taken
         return answers
 
-    def _other_ledger(self, update: Update) -> str | None:
-        """Whose an update's token is, if it is not ours; what is no name of a ledger names no queue."""
-        found = _IDENTITY.match(update.token)
-        ledger = found[0][:-1] if found else self._identity
-        return None if ledger == self._identity else ledger
+    def _note_gone(self, ledger: str, update: Update) -> None:
+        self.note_unread("unknown-ledger")
+        log.warning(
+            "update_refused", execution_id=update.execution_id, reason="unknown-ledger", ledger=ledger
+        )
 
     def _reported(self, update: Update, delivery: Delivery | None = None) -> Reported:
         secret = update.token.removeprefix(f"{self._identity}.")
@@ -261,34 +266,17 @@ class Updates:
     async def _hand_on_commands(self, deliveries: Iterable[Delivery]) -> None:
         for delivery in deliveries:
             if not is_handed_on(delivery):
-                await self._hand_on(delivery, self._names.daemons, "", _CONTROL)
+                await self._elsewhere.hand_on_command(delivery)
 
     # --- between daemons ---------------------------------------------------------------------------------
 
     async def _take_handed_on(self, batch: Sequence[Delivery]) -> None:
         for delivery in batch:
-            if delivery.headers.get("x-jef-from") == self._identity:
-                await self._bus.acknowledge([delivery])  # our own broadcast
+            if self._elsewhere.is_own(delivery):
+                await self._bus.acknowledge([delivery])
                 continue
-            take = self._take_updates if delivery.headers.get(KIND) == _UPDATE else self._take_commands
+            take = self._take_updates if delivery.headers.get(KIND) == UPDATE else self._take_commands
             await take([delivery])
-
-    async def _hand_on(self, delivery: Delivery, exchange: str, routing_key: str, kind: str) -> None:
-        headers = {KIND: kind, "x-jef-from": self._identity}
-        message = Outgoing(
-            0, exchange, routing_key, delivery.body, headers, delivery.correlation_id, delivery.reply_to
-        )
-        # Again until it is confirmed: what it came by is acknowledged behind it. Twice does no harm.
-        while True:
-            try:
-                return await (await self._bus.publish([message]))
-            except ConnectionError as error:
-                log.debug("handing_on_again", reason=str(error))
-                await asyncio.sleep(_PAUSE_S)
-
-    async def _send(self, routing_key: str, body: str, kind: str, exchange: str = "") -> None:
-        headers = {KIND: kind, "x-jef-from": self._identity}
-        await (await self._bus.publish([Outgoing(0, exchange, routing_key, body.encode(), headers)]))
 
     async def _refuse(self, delivery: Delivery, error: RequestRefused, action: str) -> None:
         """Kept as a dead letter; whoever waits for an answer gets one."""
@@ -296,19 +284,14 @@ class Updates:
         if action == _UPDATES:
             self.note_unread("malformed")
         log.warning("message_refused", queue=action, reason=error.code, detail=error.detail)
+        await self._answer(delivery, f"{error.code}: {error.detail}")
+
+    async def _answer(self, delivery: Delivery, reason: str) -> None:
+        """Tell whoever waits that it is refused; once, as nothing remembers it."""
         if delivery.reply_to:
-            body = to_json({"accepted": False, "reason": f"{error.code}: {error.detail}"})
+            body = to_json({"accepted": False, "reason": reason})
             message = Outgoing(0, "", delivery.reply_to, body, None, delivery.correlation_id)
             try:
                 seen(await self._bus.publish([message]))
             except ConnectionError as lost:
                 log.debug("answer_lost", reason=str(lost))
-
-
-HANDED_ON = ":handed-on"
-"""The source of what other daemons hand on (`rabbitmq.topology`)."""
-
-
-def is_handed_on(delivery: Delivery) -> bool:
-    """Whether another daemon has sent it to us: it is not sent any further."""
-    return delivery.source == HANDED_ON

@@ -116,7 +116,7 @@ _TOLD = (
         "counter",
         "Updates that do not count, by reason: the execution is not known, the token is not this attempt's, the "
         "attempt is fenced, it is over already, it does not run, the variables are too long; and those that never "
-        "reach the ledger: malformed, or by HTTP without a token.",
+        "reach a ledger: malformed, by HTTP without a token, or with the token of a ledger that no daemon has.",
         ("reason",),
         values=(
             "unknown-execution",
@@ -127,6 +127,7 @@ _TOLD = (
             "too-long",
             "malformed",
             "no-token",
+            "unknown-ledger",
         ),
     ),
     Definition(

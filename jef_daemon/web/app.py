@@ -22,6 +22,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from jef_daemon.elsewhere import GONE
 from jef_daemon.errors import RequestRefused
 from jef_daemon.messages import Control, Update, decode_control, decode_update
 from jef_daemon.ports import Consequences
@@ -41,7 +42,7 @@ class Takes(Protocol):
         """See `Updates.report`."""
         ...
 
-    async def pass_on(self, update: Update) -> bool:
+    async def pass_on(self, update: Update) -> bool | None:
         """See `Updates.pass_on`."""
         ...
 
@@ -91,6 +92,13 @@ def application(doors: Doors) -> Starlette:
     )
 
 
+_PASSED_ON: dict[bool, tuple[dict[str, object], int]] = {
+    True: ({"accepted": True, "reason": "passed on to the daemon of its token, which decides"}, 202),
+    False: ({"accepted": False, "reason": GONE}, 404),
+}
+"""What is answered to an update for another daemon, by whether there is one."""
+
+
 class _Web:
     def __init__(self, doors: Doors) -> None:
         self._doors = doors
@@ -115,12 +123,9 @@ class _Web:
             self._doors.updates.note_unread("no-token" if refused.status == 401 else "malformed")
             raise
         async with _in_time():
-            if await self._doors.updates.pass_on(update):
-                told: dict[str, object] = {
-                    "accepted": True,
-                    "reason": "passed on to the daemon of its token, which decides",
-                }
-                return answer(told, 202)
+            passed_on = await self._doors.updates.pass_on(update)
+            if passed_on is not None:
+                return answer(*_PASSED_ON[passed_on])
             told = await self._doors.updates.report(update)
             if told["accepted"]:
                 return answer(told)

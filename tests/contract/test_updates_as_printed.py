@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
+from jef_daemon.elsewhere import GONE, HANDED_ON
 from jef_daemon.events import Launched
 from jef_daemon.ledger import Reader, SqlLedger
 from jef_daemon.ledger.terms import Policy
 from jef_daemon.lifecycle import Execution
 from jef_daemon.names import Names
 from jef_daemon.ports import Arrival, Capacity, Consequences, Delivery, Outgoing
-from jef_daemon.updates import HANDED_ON, Updates
+from jef_daemon.updates import Updates
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs/wire-protocol.md").read_text(encoding="utf-8")
 TALK = re.findall(
@@ -37,6 +38,16 @@ class Bus:
         self.acknowledged: list[Delivery] = []
         self.refusals = 0
         """So many publishes are refused first."""
+        self.queues = {f"jef.daemon.{IDENTITY}", "jef.daemon.other"}
+        self.looked: list[str] = []
+        """Queues that were asked for."""
+
+    async def has_queue(self, name: str) -> bool:
+        if self.refusals:
+            self.refusals -= 1
+            raise ConnectionError("the broker is away")
+        self.looked.append(name)
+        return name in self.queues
 
     async def publish(self, messages: Sequence[Outgoing]) -> asyncio.Future[None]:
         confirmed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -167,8 +178,10 @@ async def test_what_another_daemon_has(desks: tuple[Desk, Desk]) -> None:
     here, other = desks
     done = {"executionId": "624", "token": f"{IDENTITY}.{TOKENS['624']}", "status": "FAILED"}
     assert await other.ask("Update", done) == []
-    [sent] = other.bus.published
+    sent = other.bus.published[0]
     assert (sent.exchange, sent.routing_key) == ("", f"jef.daemon.{IDENTITY}")
+    assert await other.ask("Update", done) == []
+    assert other.bus.looked == [sent.routing_key], "looked for each time"
     assert sent.headers == {"x-jef-kind": "update", "x-jef-from": "other"}
     assert await here.take(received(sent)) == [{"accepted": True, "cancelRequested": False}]
     retry = {"command": "retry", "executionId": "624"}
@@ -180,6 +193,21 @@ async def test_what_another_daemon_has(desks: tuple[Desk, Desk]) -> None:
     assert await other.take(received(sent)) == []
     assert await here.take(received(sent)) == [{"accepted": True, "status": "QUEUED", "reason": None}]
     assert here.bus.published == []
+
+
+async def test_an_update_for_a_ledger_that_is_gone(desks: tuple[Desk, Desk]) -> None:
+    """Its sender learns that nobody has the job any more; until there is a daemon with that ledger again."""
+    here, other = desks
+    gone = {"executionId": "624", "token": f"{'0' * 12}.{TOKENS['624']}", "status": "COMPLETED"}
+    [answer] = await here.ask("Update", gone)
+    assert answer == {"accepted": False, "reason": GONE}
+    assert f"| {GONE} |" in PAGE
+    assert here.updates.unread == {"unknown-ledger": 1}
+    assert [sent.routing_key for sent in here.bus.published] == ["me"]
+    here.bus.queues.add(f"jef.daemon.{'0' * 12}")
+    assert await here.ask("Update", gone) == []
+    assert here.bus.published[-1].routing_key == f"jef.daemon.{'0' * 12}"
+    assert other.bus.published == []
 
 
 @pytest.mark.parametrize("kind", ["Update", "Control"])

@@ -9,6 +9,7 @@ from typing import Any
 
 import aio_pika
 
+from jef_daemon.elsewhere import GONE
 from tests.support.amqp import Client
 from tests.support.process import DaemonProcess
 
@@ -88,6 +89,8 @@ async def test_work_that_runs_outside_is_moved_by_updates(daemon: DaemonProcess,
     assert await ask(client, "updates", running) == {"accepted": True, "cancelRequested": False}
     refused = await ask(client, "updates", running | {"token": "x", "status": "COMPLETED"})
     assert refused["accepted"] is False
+    gone = await ask(client, "updates", running | {"token": f"{'0' * 12}.x", "status": "COMPLETED"})
+    assert gone == {"accepted": False, "reason": GONE}
     assert (await cancel(client, "1"))["status"] == "RUNNING"
     assert await ask(client, "updates", running | {"progress": 50}) == {
         "accepted": True,

@@ -19,6 +19,7 @@ import pytest
 from broker import PrivateBroker
 from prometheus_client.parser import text_string_to_metric_families
 
+from jef_daemon.elsewhere import GONE
 from jef_daemon.metrics import DEFINITIONS
 from tests.support.amqp import Client
 from tests.support.http import client_of, free_port
@@ -101,6 +102,7 @@ async def test_what_is_no_update_is_refused(web: Port, client: Client) -> None:
         ("1", json.dumps(good | {"token": "x"}).encode(), 409, "the token is not this attempt's"),
         ("1", json.dumps(good | {"token": OPERATOR}).encode(), 409, "the token is not this attempt's"),
         ("2", json.dumps(good).encode(), 404, "no execution 2 is known"),
+        ("1", json.dumps(good | {"token": f"{'0' * 12}.x"}).encode(), 404, GONE),
         ("1", json.dumps(good | {"executionId": "2"}).encode(), 422, "executionId"),
         ("1", json.dumps(good | {"status": "QUEUED"}).encode(), 422, "status"),
         ("1", json.dumps(huge).encode(), 413, "bytes are allowed"),
@@ -121,13 +123,14 @@ async def test_what_is_no_update_is_refused(web: Port, client: Client) -> None:
     assert client.statuses("1")[-1] == "RUNNING"
     found = await metrics(web)
     assert found["jef_updates_total", (("outcome", "refused"),)] == 3
-    assert refused(found) == {"stale-token": 2, "unknown-execution": 1, "malformed": 8, "no-token": 1}
+    in_ledger = {"stale-token": 2, "unknown-execution": 1}
+    assert refused(found) == {**in_ledger, "malformed": 8, "no-token": 1, "unknown-ledger": 1}
     exchange = client.channel.default_exchange
     await exchange.publish(aio_pika.Message(b"no json"), f"{client.prefix}.updates")
     await client.dead_letters(1)
     while (told := refused(await metrics(web)))["malformed"] < 9:
         await asyncio.sleep(0.05)
-    assert told == {"stale-token": 2, "unknown-execution": 1, "malformed": 9, "no-token": 1}
+    assert told == {**in_ledger, "malformed": 9, "no-token": 1, "unknown-ledger": 1}
 
 
 def refused(found: Samples) -> dict[str, float]:
