@@ -10,6 +10,7 @@
     definitions users and topology as a file that the broker loads
     session     one connection: topology, consumers, publisher
     refusals    what the broker's errors mean, in a sentence
+    keepers     which ledger keeps the locks of a prefix, and which its workflows
     bus         session after session; the port's implementation
     client      what people do: submit, watch, command
     dead_letters  looked at, published again, dropped

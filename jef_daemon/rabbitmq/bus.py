@@ -18,9 +18,10 @@ from jef_daemon.errors import BrokerError
 from jef_daemon.names import WATCHED as WATCHED_HEADER
 from jef_daemon.names import Names
 from jef_daemon.ports import Clock, Delivery, Outgoing, SystemClock
+from jef_daemon.rabbitmq.keepers import keepers
 from jef_daemon.rabbitmq.refusals import meaning, reason
 from jef_daemon.rabbitmq.session import OnDelivery, Session, connect, group_of, queues_of
-from jef_daemon.rabbitmq.topology import COORDINATOR, LOCKS, WATCHED, WORKFLOWS, Topology
+from jef_daemon.rabbitmq.topology import LOCKS, WATCHED, Topology
 from jef_daemon.settings import Bus as BusSettings
 
 log = structlog.get_logger()
@@ -70,6 +71,7 @@ class RabbitBus:
     ) -> None:
         self._names = names
         self._ledger = ledger
+        self._keepers = keepers(names, ledger)
         self._url = url
         self._where = masked(url)
         self._watches_only, self._coordinates = watches_only, coordinates
@@ -92,10 +94,6 @@ class RabbitBus:
         self.is_blocked = False
         """Whether the broker takes no messages just now, as it said itself: it is short of memory or disk."""
         self.reconnects = 0
-        self.locks_kept_by = ""
-        """The ledger that keeps the locks of this prefix, once it is known to be another one."""
-        self.workflows_kept_by = ""
-        """The ledger that keeps the workflows of this prefix, once it is known to be another one."""
 
     @property
     def connected(self) -> asyncio.Event:
@@ -106,6 +104,11 @@ class RabbitBus:
     def session(self) -> int:
         """Number of the session that is connected; 0: none is."""
         return self._session.number if self._session and self._connected.is_set() else 0
+
+    @property
+    def locks_kept_by(self) -> str:
+        """The ledger that keeps the locks of this prefix, once it is known to be another one; else empty."""
+        return self._keepers[LOCKS].elsewhere
 
     @property
     def unconfirmed(self) -> int:
@@ -362,55 +365,14 @@ class RabbitBus:
                 await session.discard()
 
     async def _consume(self, session: Session, source: str) -> None:
-        if source == LOCKS and not await self._keeps_locks(session):
-            return
-        if source in {WORKFLOWS, COORDINATOR} and not await self._keeps_workflows(session):
+        keeper = self._keepers.get(source)
+        if keeper is not None and not await keeper.is_ours(session):
             return
         if source == WATCHED:
             wanted = {WATCHED_HEADER: self._ledger}
             await session.listen(source, self._queues[source], self._names.watched, wanted)
             return
         await session.consume(source, self._queues[source])
-
-    async def _keeps_locks(self, session: Session) -> bool:
-        """Whether the locks of this prefix are kept in our ledger, as they are from the first time they were.
-
-        A service with another ledger knows nothing of the locks that are held: it would grant them again.
-        """
-        if self._ledger is None:
-            return False
-        keeper = await session.keeper(self._names.lock_keeper, self._ledger)
-        is_ours = keeper == self._ledger
-        if not is_ours and self.locks_kept_by != keeper:
-            log.warning(
-                "locks_kept_elsewhere",
-                ledger=keeper,
-                ours=self._ledger,
-                consequence="this daemon is no lock service; the one with that ledger is",
-                remedy=f"only if that ledger is gone for good: delete the exchange {self._names.lock_keeper}",
-            )
-        self.locks_kept_by = "" if is_ours else keeper
-        return is_ours
-
-    async def _keeps_workflows(self, session: Session) -> bool:
-        """Whether the workflows of this prefix are kept in our ledger, as they are from the first time they were.
-
-        A coordinator with another ledger knows nothing of those that there are: it would start them again.
-        """
-        if self._ledger is None:
-            return False
-        keeper = await session.keeper(self._names.workflow_keeper, self._ledger)
-        is_ours = keeper == self._ledger
-        if not is_ours and self.workflows_kept_by != keeper:
-            log.warning(
-                "workflows_kept_elsewhere",
-                ledger=keeper,
-                ours=self._ledger,
-                consequence="this daemon is no coordinator; the one with that ledger is",
-                remedy=f"only if that ledger is gone for good: delete the exchange {self._names.workflow_keeper}",
-            )
-        self.workflows_kept_by = "" if is_ours else keeper
-        return is_ours
 
 
 async def _let_go(session: Session) -> None:
