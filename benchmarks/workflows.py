@@ -4,8 +4,8 @@ One daemon in all roles. Single jobs: all published at once. Workflows: the same
 workflows that all begin at once. The latency is of one workflow alone: from the COMPLETED of a stage, as a listener
 hears it, to the RUNNING of the next.
 
-With `--open`, so many workflows more whose stage an executor elsewhere has not done yet: what they cost in memory, and
-what they change for the others.
+With `--open`, so many workflows more whose stage an executor elsewhere has not done yet: what they cost in memory,
+what they change for the others, and how soon a daemon that was killed is back beside them.
 """
 
 from __future__ import annotations
@@ -60,13 +60,9 @@ class Listener:
 async def measure(url: str, folder: Path, options: argparse.Namespace) -> None:
     """Start a daemon, measure both in turns, print the table."""
     prefix = f"bench{os.getpid()}"
-    child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "jef_daemon", "run", "--config", str(_configure(url, prefix, folder))),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
+    configuration = _configure(url, prefix, folder)
+    child, reading, started = await _start(configuration)
     try:
-        reading = await _until_ready(child)
         connection = await aio_pika.connect(url)
         channel = await connection.channel()
         listener = Listener()
@@ -87,6 +83,18 @@ async def measure(url: str, folder: Path, options: argparse.Namespace) -> None:
             rates["stages"].append(await _workflows(channel, prefix, listener, f"w{turn}", options.workflows))
         steps = await _steps(channel, prefix, listener, options.steps)
         held = await _open(channel, prefix, listener, child.pid, options) if options.open else []
+        if options.open:
+            child.kill()
+            await child.wait()
+            begin = time.perf_counter()
+            child, reading, again = await _start(configuration)
+            await _workflows(channel, prefix, listener, "back", 1)
+            took = time.perf_counter() - begin
+            await _quiet()
+            held.append(
+                f"killed and started again: ready after {again:.1f} s (with none at all: {started:.1f} s), "
+                f"a new workflow of {STAGES} stages done after {took:.1f} s; {_memory(child.pid):.1f} MB"
+            )
         await connection.close()
     finally:
         child.terminate()
@@ -100,6 +108,19 @@ async def measure(url: str, folder: Path, options: argparse.Namespace) -> None:
     p50, p99 = steps[len(steps) // 2], steps[int(len(steps) * 0.99)]
     print(f"COMPLETED to the next RUNNING, idle, {len(steps)} steps: p50 {p50:.1f} ms, p99 {p99:.1f} ms")
     print("\n".join(held))
+
+
+async def _start(
+    configuration: Path,
+) -> tuple[asyncio.subprocess.Process, asyncio.Task[bytes], float]:
+    """A daemon that is ready, who reads what it says, and the seconds that it took."""
+    begin = time.perf_counter()
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "jef_daemon", "run", "--config", str(configuration)),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    return child, await _until_ready(child), time.perf_counter() - begin
 
 
 def _configure(url: str, prefix: str, folder: Path) -> Path:
