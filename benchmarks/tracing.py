@@ -19,7 +19,7 @@ from jef_daemon.events import Completed, Started
 from jef_daemon.lifecycle import Execution
 from jef_daemon.names import Names
 from jef_daemon.ports import Accepted, Arrival, Commit, Outgoing
-from jef_daemon.settings import Tracing
+from jef_daemon.sections import Tracing
 from jef_daemon.tracing.export import Export
 from jef_daemon.tracing.spans import Spans
 

@@ -45,7 +45,8 @@ from jef_daemon.lock import messages as lock_messages  # noqa: E402
 from jef_daemon.metrics import FAMILIES  # noqa: E402
 from jef_daemon.names import Names  # noqa: E402
 from jef_daemon.rabbitmq.topology import Topology  # noqa: E402
-from jef_daemon.settings import NEEDS_RESTART, Action, Settings  # noqa: E402
+from jef_daemon.sections import Action  # noqa: E402
+from jef_daemon.settings import NEEDS_RESTART, Settings  # noqa: E402
 from jef_daemon.tracing.recorded import DEFINITIONS as SPANS  # noqa: E402
 from jef_daemon.tracing.recorded import EVERY  # noqa: E402
 from jef_daemon.workflow import definition as workflow_definition  # noqa: E402
@@ -122,7 +123,7 @@ def shown(name: str, field: FieldInfo) -> tuple[str, bool]:
     if default is not None:
         return json.dumps(default, ensure_ascii=False, default=str), True
     if not field.examples:
-        raise ValueError(f"{name} has no fixed default: give it examples=[…] in settings.py")
+        raise ValueError(f"{name} has no fixed default: give it examples=[…] beside its description")
     return json.dumps(field.examples[0], ensure_ascii=False), False
 
 

@@ -33,7 +33,7 @@ from jef_daemon.run.catalogue import Action, Catalogue
 from jef_daemon.run.isolation import ProcessPool
 from jef_daemon.run.outside import Outside
 from jef_daemon.run.worker import Worker
-from jef_daemon.settings import Bus as BusSettings
+from jef_daemon.sections import Bus as BusSettings
 from jef_daemon.settings import Settings
 from jef_daemon.updates import Updates
 from jef_daemon.watch import Watcher

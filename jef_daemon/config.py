@@ -22,7 +22,8 @@ import structlog
 from pydantic import BaseModel, SecretStr, ValidationError
 
 from jef_daemon.errors import SettingsError
-from jef_daemon.settings import Action, Settings
+from jef_daemon.sections import Action
+from jef_daemon.settings import Settings
 
 log = structlog.get_logger()
 

@@ -11,7 +11,7 @@ import structlog
 
 from jef_daemon.errors import SettingsError
 from jef_daemon.journal import ADD_PLACE, Journal, fields, is_behind
-from jef_daemon.settings import Logging
+from jef_daemon.sections import Logging
 
 _QUIET = ("aiormq", "aio_pika", "asyncio", "alembic", "uvicorn", "sqlalchemy")
 """Libraries whose warnings only are of interest."""

@@ -22,7 +22,7 @@ from jef_daemon.rabbitmq.keepers import keepers
 from jef_daemon.rabbitmq.refusals import meaning, reason
 from jef_daemon.rabbitmq.session import OnDelivery, Session, connect, group_of, queues_of
 from jef_daemon.rabbitmq.topology import LOCKS, WATCHED, Topology
-from jef_daemon.settings import Bus as BusSettings
+from jef_daemon.sections import Bus as BusSettings
 
 log = structlog.get_logger()
 

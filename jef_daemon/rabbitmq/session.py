@@ -34,7 +34,7 @@ from jef_daemon.rabbitmq.topology import (
     WORKFLOWS,
     Topology,
 )
-from jef_daemon.settings import Bus as BusSettings
+from jef_daemon.sections import Bus as BusSettings
 
 log = structlog.get_logger()
 

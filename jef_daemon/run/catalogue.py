@@ -25,7 +25,7 @@ from jef_daemon.errors import ExecutorNotLoaded
 from jef_daemon.messages import explain
 from jef_daemon.retry import RetryPolicy
 from jef_daemon.sdk import ActionExecutor
-from jef_daemon.settings import Action as ActionSettings
+from jef_daemon.sections import Action as ActionSettings
 from jef_daemon.settings import Settings
 
 log = structlog.get_logger()

@@ -23,7 +23,7 @@ from jef_daemon.run.boundary import hooks_of, is_blocking
 from jef_daemon.run.catalogue import Action, ActionSpec, Catalogue, load, specs
 from jef_daemon.run.forking import context
 from jef_daemon.sdk import AsyncActionExecutor
-from jef_daemon.settings import Action as ActionSettings
+from jef_daemon.sections import Action as ActionSettings
 from jef_daemon.settings import Settings
 
 _EACH_S = 30.0

@@ -34,7 +34,7 @@ from opentelemetry.sdk.trace.sampling import (
 from opentelemetry.trace import Link, NonRecordingSpan, SpanKind, Status, StatusCode
 
 from jef_daemon import __version__
-from jef_daemon.settings import Tracing as TracingSettings
+from jef_daemon.sections import Tracing as TracingSettings
 from jef_daemon.traceparent import TraceParent
 from jef_daemon.tracing.places import context_of
 from jef_daemon.tracing.recorded import Recorded

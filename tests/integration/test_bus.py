@@ -14,7 +14,7 @@ from jef_daemon.names import WATCHED, Names
 from jef_daemon.ports import Delivery, Outgoing
 from jef_daemon.rabbitmq import RabbitBus, topology
 from jef_daemon.rabbitmq.session import Session
-from jef_daemon.settings import Bus
+from jef_daemon.sections import Bus
 from tests.support.amqp import Client
 from tests.support.proxy import Proxy
 from tests.support.services import certificate

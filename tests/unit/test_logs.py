@@ -15,7 +15,7 @@ import structlog
 
 from jef_daemon import logs
 from jef_daemon.errors import SettingsError
-from jef_daemon.settings import Logging
+from jef_daemon.sections import Logging
 from tests.support.journal import JournalSocket
 
 

@@ -17,7 +17,7 @@ from jef_daemon.ledger import SqlLedger
 from jef_daemon.ledger.writer import Writer
 from jef_daemon.names import Names
 from jef_daemon.rabbitmq import RabbitBus, bus
-from jef_daemon.settings import Bus as BusSettings
+from jef_daemon.sections import Bus as BusSettings
 from jef_daemon.supervision import Supervision
 from tests.support.clock import ManualClock
 

@@ -41,8 +41,8 @@ from jef_daemon.lifecycle import TABLE, Execution, Place, Transition
 from jef_daemon.names import Names
 from jef_daemon.ports import Accepted as Word
 from jef_daemon.ports import Arrival, Commit, Delivery, Outgoing, Refusal, Tally
+from jef_daemon.sections import Tracing as TracingSettings
 from jef_daemon.settings import Settings
-from jef_daemon.settings import Tracing as TracingSettings
 from jef_daemon.tracing.export import Export
 from jef_daemon.tracing.recorded import DEFINITIONS, EVERY, Happening, Recorded, load
 from jef_daemon.tracing.spans import Spans
