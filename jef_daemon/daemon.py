@@ -112,9 +112,7 @@ class Daemon:
                 catalogue = await examine(self._settings)
                 catalogue.tell()
                 ledger.govern(policies(catalogue))
-                # Before anything is settled: what died with an earlier life has spans too.
                 tracing = start_tracing(self._settings, ledger)
-                await self._recover(ledger, catalogue)
                 await self._serve(ledger, catalogue, tracing)
             finally:
                 await asyncio.to_thread(guardian.stop)
@@ -139,6 +137,8 @@ class Daemon:
 
     async def _serve(self, ledger: SqlLedger, catalogue: Catalogue, tracing: Tracing | None) -> None:
         parts = assemble(self._settings, ledger, catalogue, tracing)
+        # Not before those that count and trace are there: what died with an earlier life concerns them too.
+        await self._recover(ledger, catalogue)
         ledger.on_outbox(parts.notifier.put)
         await parts.pool.start()
         # Before anything is claimed or taken in, which is counted from then on.

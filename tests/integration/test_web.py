@@ -259,6 +259,19 @@ async def test_readiness_tells_each_part(own_broker: PrivateBroker, prefix: str,
         daemon.kill()
 
 
+async def test_what_died_with_the_daemon_is_counted(
+    web: Port, client: Client, daemon: DaemonProcess
+) -> None:
+    """By the next one, at its start: a dashboard of failures would miss just those."""
+    await client.submit("slow", "1", {"seconds": 600})
+    await client.until(lambda: "RUNNING" in client.statuses("1"))
+    daemon.kill()
+    daemon.start(JEF_HTTP_PORT=str(web.number))
+    assert (await client.end_of("1"))["error"]["type"] == "Interrupted"
+    failed = (("action", "slow"), ("status", "FAILED"))
+    assert (await metrics(web))["jef_jobs_finished_total", failed] == 1
+
+
 async def until(anybody: httpx.AsyncClient, status: int, within_s: float = 60) -> dict[str, Any]:
     """Ask for readiness until it is so."""
     end = time.monotonic() + within_s
