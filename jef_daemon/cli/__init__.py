@@ -2,7 +2,8 @@
 
 app            the command tree, options that all share, errors as sentences
 daemon         run, actions, check
-jobs           submit, list, show, history, watch
+submitting     submit
+jobs           list, show, history, watch
 control        cancel, retry, resume
 letters        dead-letters list, show, replay, drop
 locks          locks list, acquire, release, run, history

@@ -106,10 +106,11 @@ FAMILIES = {
     "control": ("cancel", "retry", "resume"),
     "daemon": ("run", "actions", "check"),
     "definitions": ("definitions",),
-    "jobs": ("submit", "list", "show", "history", "watch"),
+    "jobs": ("list", "show", "history", "watch"),
     "keeping": ("purge", "schema"),
     "letters": ("dead-letters",),
     "locks": ("locks",),
+    "submitting": ("submit",),
     "systemd": ("systemd",),
     "workflows": ("workflows",),
 }

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jef_daemon.cli import daemon  # noqa: F401  help shows commands in the order in which they come: its own first
+from jef_daemon.cli import daemon, submitting  # noqa: F401  help shows commands in the order in which they come
 from jef_daemon.cli.app import app, common
 from jef_daemon.cli.jobs import filter_of, print_jobs, reader
 from jef_daemon.errors import ExitCode, NotFound, SettingsError

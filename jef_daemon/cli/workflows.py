@@ -12,7 +12,7 @@ import typer
 
 from jef_daemon.cli.app import common
 from jef_daemon.cli.control import who
-from jef_daemon.cli.jobs import pairs_of
+from jef_daemon.cli.submitting import pairs_of
 from jef_daemon.cli.words import took, when
 from jef_daemon.cli.workflow_definitions import workflows
 from jef_daemon.errors import ExitCode, NotFound, SettingsError
