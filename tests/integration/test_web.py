@@ -259,9 +259,7 @@ async def test_readiness_tells_each_part(own_broker: PrivateBroker, prefix: str,
         daemon.kill()
 
 
-async def test_what_died_with_the_daemon_is_counted(
-    web: Port, client: Client, daemon: DaemonProcess
-) -> None:
+async def test_what_died_with_the_daemon_is_counted(web: Port, client: Client, daemon: DaemonProcess) -> None:
     """By the next one, at its start: a dashboard of failures would miss just those."""
     await client.submit("slow", "1", {"seconds": 600})
     await client.until(lambda: "RUNNING" in client.statuses("1"))
