@@ -15,10 +15,11 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from jef_daemon import lifecycle, notifications, traceparent
+from jef_daemon.commits import Commit
 from jef_daemon.events import Completed, Started
 from jef_daemon.lifecycle import Execution
 from jef_daemon.names import Names
-from jef_daemon.ports import Accepted, Arrival, Commit, Outgoing
+from jef_daemon.ports import Accepted, Arrival, Outgoing
 from jef_daemon.sections import Tracing
 from jef_daemon.tracing.export import Export
 from jef_daemon.tracing.spans import Spans

@@ -1,15 +1,13 @@
 """What the stages need from outside: the bus, the ledger, the clock. Adapters are picked in `daemon` only.
 
 Bus: `jef_daemon.rabbitmq.bus` (aio-pika). Ledger: `jef_daemon.ledger` (SQLAlchemy; SQLite now, PostgreSQL
-to come). Tests drive the stages with the in-memory bus of `jef_daemon.testing`, which passes the same
-conformance suite (`tests/contract`).
+to come); what a ledger promises is in `tests/contract`. What it tells of its commits is in `commits`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -310,55 +308,6 @@ class Applied:
 
     transition: Transition | None
     refused: str = ""
-
-
-class Counted(StrEnum):
-    """What happens in a transaction beside transitions, for those who count."""
-
-    NOTIFIED = "notified"
-    """A status notification; with the status."""
-    UPDATE_REFUSED = "update-refused"
-    """With the reason, one of few words."""
-    FENCED = "fenced"
-    """Something was kept out; with what it was."""
-    LOCK_REQUEST = "lock-request"
-    """The lock service decided one; with its answer."""
-    LEASE_EXPIRED = "lease-expired"
-    """The lock service ended a grant that was not renewed."""
-    LOCKS_LOST = "locks-lost"
-    """Work outside lost its locks; what runs here, its worker knows of."""
-
-
-@dataclass(slots=True)
-class Tally:
-    """What a transaction counts and measures beside its transitions."""
-
-    counts: Counter[tuple[Counted, str]] = field(default_factory=Counter)
-    """With a word of a bounded set; empty where there is none."""
-    lock_waits: list[tuple[Execution, float]] = field(default_factory=list)
-    """Jobs whose wait for locks ended with the grant, and how long it was, in seconds."""
-    grants: list[tuple[Execution, float]] = field(default_factory=list)
-    """Jobs that were granted their locks, whether or not they waited, and when."""
-
-
-@dataclass(frozen=True, slots=True)
-class Commit:
-    """One transaction of a ledger, for those who count and measure."""
-
-    seconds: float
-    """From its begin until it was on disk."""
-    operations: int
-    """Callers' wishes in it."""
-    door: Sequence[tuple[Arrival | Refusal, Accepted]]
-    """Messages, and what became of each."""
-    moves: Sequence[Transition]
-    """What was applied, in order."""
-    tally: Tally = field(default_factory=Tally)
-    """What else happened."""
-
-
-OnCommit = Callable[[Commit], None]
-"""Called in the event loop after a commit."""
 
 
 class Ledger(Protocol):

@@ -7,11 +7,12 @@ from typing import Any
 
 from sqlalchemy import bindparam, delete, insert, select, update
 
+from jef_daemon.commits import Counted
 from jef_daemon.events import Event, Failed
 from jef_daemon.ledger import rows, schema
 from jef_daemon.ledger.transaction import Transaction
 from jef_daemon.lifecycle import WORKING, Execution
-from jef_daemon.ports import NOTHING_TO_POLL, Call, Consequences, Counted
+from jef_daemon.ports import NOTHING_TO_POLL, Call, Consequences
 
 _EX, _CALLS, _CHECKPOINTS = schema.executions.c, schema.calls.c, schema.checkpoints.c
 _DUE = (

@@ -10,10 +10,11 @@ from pydantic_core import to_json
 from sqlalchemy import insert, select
 
 from jef_daemon import lifecycle, notifications
+from jef_daemon.commits import Counted
 from jef_daemon.ledger import control, rows, schema
 from jef_daemon.ledger.transaction import Transaction
 from jef_daemon.lifecycle import FINAL, UNSTARTED, Execution, Status, waits_until
-from jef_daemon.ports import Accepted, Arrival, Counted, Refusal
+from jef_daemon.ports import Accepted, Arrival, Refusal
 
 _HEADER_BYTES = 64 * 1024
 """Of a refused message's own headers; all headers go into one frame, of 128 KiB by default."""

@@ -10,13 +10,14 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from jef_daemon.commits import Counted
 from jef_daemon.events import Event, Failed, LockAwaited, Started
 from jef_daemon.ledger import rows
 from jef_daemon.ledger.job_locks import JobLocks, LockBook
 from jef_daemon.lifecycle import WORKING, Execution, Status, waits_until
 from jef_daemon.lock.messages import LockReply
 from jef_daemon.lock.requests import Answer, Refused
-from jef_daemon.ports import Applied, Counted, Heard, LockTimes, Lost
+from jef_daemon.ports import Applied, Heard, LockTimes, Lost
 from jef_daemon.workflow.events import LocksAwaited, LocksGranted, LocksLost, LocksRefused
 from jef_daemon.workflow.inputs import LocksHeard
 

@@ -15,6 +15,7 @@ from typing import Any, Protocol, cast
 
 from sqlalchemy import Connection
 
+from jef_daemon.commits import Counted
 from jef_daemon.ledger import lock_statements as sql
 from jef_daemon.ledger.driver import Driver
 from jef_daemon.lock.leases import LEASE_ENDED
@@ -34,7 +35,6 @@ from jef_daemon.lock.state import (
     SetFence,
     Waiter,
 )
-from jef_daemon.ports import Counted
 
 
 class Count(Protocol):

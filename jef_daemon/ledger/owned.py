@@ -14,13 +14,14 @@ from typing import Any, Self
 
 from sqlalchemy import Engine, select
 
+from jef_daemon.commits import Commit, OnCommit
 from jef_daemon.errors import LedgerUnavailable
 from jef_daemon.ledger import schema
 from jef_daemon.ledger.opening import Ownership, migrate, open_engine, parse
 from jef_daemon.ledger.terms import Terms
 from jef_daemon.ledger.transaction import Transaction
 from jef_daemon.ledger.writer import Writer
-from jef_daemon.ports import Clock, Commit, OnCommit, OnOutbox
+from jef_daemon.ports import Clock, OnOutbox
 
 _TRIES_WITHIN_S = 60.0
 """A stalled ledger is tried every few seconds; each try may take a while."""

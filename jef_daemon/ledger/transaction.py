@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import BindParameter, Connection, Select, bindparam, delete, insert, select, update
 
 from jef_daemon import lifecycle, notifications
+from jef_daemon.commits import Counted, Tally
 from jef_daemon.errors import TransitionRefused
 from jef_daemon.events import Event, Failed, GraceEnded, Interrupted, Launched, Progressed, Retried, Stopped
 from jef_daemon.ledger import rows, schema
@@ -22,7 +23,7 @@ from jef_daemon.ledger.refusals import Refusals
 from jef_daemon.ledger.terms import NO_POLICY, Policy, Terms
 from jef_daemon.lifecycle import FINAL, SETTLED, WORKING, Execution, Transition
 from jef_daemon.names import WATCHED
-from jef_daemon.ports import Applied, Counted, Outgoing, Tally
+from jef_daemon.ports import Applied, Outgoing
 from jef_daemon.retry import INTERRUPTED
 from jef_daemon.tokens import new_token
 from jef_daemon.traceparent import carried

@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 
 from pydantic_core import to_json
 
+from jef_daemon.commits import Counted
 from jef_daemon.events import Completed, Event, Failed, Progressed, Stopped
 from jef_daemon.ledger.transaction import Transaction
 from jef_daemon.lifecycle import FINAL, Execution
 from jef_daemon.messages import Update
-from jef_daemon.ports import Consequences, Counted, Reported
+from jef_daemon.ports import Consequences, Reported
 
 
 def update(

@@ -29,12 +29,13 @@ import structlog
 from sqlalchemy import Connection, Engine, func, select
 from sqlalchemy.exc import DBAPIError, OperationalError
 
+from jef_daemon.commits import Commit, OnCommit, Tally
 from jef_daemon.errors import LedgerUnavailable
 from jef_daemon.ledger import calling, claiming, door, locking, schema
 from jef_daemon.ledger.opening import explain
 from jef_daemon.ledger.terms import Terms
 from jef_daemon.ledger.transaction import Transaction
-from jef_daemon.ports import Clock, Commit, OnCommit, OnOutbox, Outgoing, Tally
+from jef_daemon.ports import Clock, OnOutbox, Outgoing
 
 log = structlog.get_logger()
 

@@ -19,10 +19,11 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from jef_daemon import __version__
+from jef_daemon.commits import Commit, Counted
 from jef_daemon.events import Failed, FellSilent, Progressed, Retried, Started
 from jef_daemon.lifecycle import FINAL, Execution, Transition, is_told
 from jef_daemon.metrics.definitions import DEFINITIONS, Definition
-from jef_daemon.ports import Accepted, Arrival, Commit, Counted, Refusal
+from jef_daemon.ports import Accepted, Arrival, Refusal
 
 _OTHER = "other"
 """The label of actions that this daemon does not know: anybody can name one."""

@@ -17,6 +17,7 @@ from datetime import datetime
 from typing import Any
 
 from jef_daemon import traceparent
+from jef_daemon.commits import Commit
 from jef_daemon.events import (
     CancelRequested,
     Event,
@@ -33,7 +34,7 @@ from jef_daemon.events import (
 )
 from jef_daemon.lifecycle import SETTLED, Execution, Place, Status, Transition
 from jef_daemon.names import Names
-from jef_daemon.ports import Accepted, Arrival, Commit, Outgoing, Refusal
+from jef_daemon.ports import Accepted, Arrival, Outgoing, Refusal
 from jef_daemon.traceparent import TraceParent, of_job, of_run, parent_of_job
 from jef_daemon.tracing.recorded import CONSUMER, PRODUCER, Happening, Recorded
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from jef_daemon.commits import Commit, Counted, Tally
 from jef_daemon.errors import RequestRefused
 from jef_daemon.events import Completed, Event, Failed, Launched, Progressed, Retried
 from jef_daemon.ledger import lock_store, writer
@@ -26,7 +27,7 @@ from jef_daemon.lock.requests import (
 )
 from jef_daemon.lock.state import Mode
 from jef_daemon.metrics import DEFINITIONS
-from jef_daemon.ports import Call, Commit, Counted, Delivery, Refusal, Tally
+from jef_daemon.ports import Call, Delivery, Refusal
 from tests.support.clock import ManualClock
 from tests.support.ledgers import LOCK, Life
 from tests.support.stored_locks import fresh

@@ -9,6 +9,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from jef_daemon import lifecycle
+from jef_daemon.commits import Commit, Counted, Tally
 from jef_daemon.errors import RequestRefused
 from jef_daemon.events import (
     Completed,
@@ -24,7 +25,7 @@ from jef_daemon.events import (
 )
 from jef_daemon.lifecycle import Execution, Transition
 from jef_daemon.metrics import DEFINITIONS, Definition, Metrics, Values
-from jef_daemon.ports import Accepted, Arrival, Commit, Counted, Delivery, Refusal, Tally
+from jef_daemon.ports import Accepted, Arrival, Delivery, Refusal
 
 Samples = Mapping[tuple[str, tuple[str, ...]], float]
 

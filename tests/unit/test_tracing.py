@@ -19,6 +19,7 @@ from opentelemetry.trace import StatusCode
 from structlog.testing import capture_logs
 
 from jef_daemon import lifecycle, notifications, traceparent
+from jef_daemon.commits import Commit, Tally
 from jef_daemon.errors import RequestRefused
 from jef_daemon.events import (
     Accepted,
@@ -40,7 +41,7 @@ from jef_daemon.events import (
 from jef_daemon.lifecycle import TABLE, Execution, Place, Transition
 from jef_daemon.names import Names
 from jef_daemon.ports import Accepted as Word
-from jef_daemon.ports import Arrival, Commit, Delivery, Outgoing, Refusal, Tally
+from jef_daemon.ports import Arrival, Delivery, Outgoing, Refusal
 from jef_daemon.sections import Tracing as TracingSettings
 from jef_daemon.settings import Settings
 from jef_daemon.tracing.export import Export
