@@ -100,6 +100,7 @@ class _Step:
         """Names of definitions of which one may begin now."""
 
     def take(self, inputs: Sequence[Input]) -> list[Became]:
+        """Let inputs happen in order, with all that follows from them in other workflows."""
         self._book.read(_keys(inputs))
         answers = []
         for each in inputs:

@@ -211,9 +211,15 @@ class _Seat:
         """Whether it holds code or settings of before a reload."""
 
     async def start(self) -> None:
+        """Start the process; it is warm once this returns."""
         self._pid = await asyncio.wrap_future(self._pool.submit(os.getpid))
 
     async def run(self, spec: ActionSpec, job: JobInput, key: str) -> _Answer:
+        """Have a job done.
+
+        Raises:
+            Crashed: the process ended without an answer; the seat is of no use any more.
+        """
         try:
             self._answer = asyncio.wrap_future(self._pool.submit(_work, spec, job, key))
             # Shielded: a cancelled future would leave the process running and us without its end.
@@ -238,6 +244,7 @@ class _Seat:
             self.kill()
 
     def kill(self) -> None:
+        """End the process and all that it started, at once."""
         self.is_alive = False
         self._signal(signal.SIGKILL)
         self._pool.shutdown(wait=False, cancel_futures=True)

@@ -67,17 +67,21 @@ class _Telling:
         self._tell(lifecycle.accept(execution, time.time()))
 
     def apply(self, event: Event) -> None:
+        """Let an event happen to it, and keep what is told of that."""
         self._tell(lifecycle.apply(self._execution, event, time.time()))
 
     def report(self, percent: int | None, message: str | None) -> None:
+        """Tell each progress: a test has no interval that would hold some back."""
         self.apply(Progressed(progress=percent, message=message))
 
     def save(self, checkpoint: str) -> None:
+        """Keep a checkpoint, for the next call and for the test."""
         self.saved = checkpoint
         self.run.checkpoint = json.loads(checkpoint)
 
     @property
     def external_id(self) -> str | None:
+        """As the executor said last."""
         return self._execution.external_id
 
     def _tell(self, transition: Transition) -> None:

@@ -131,6 +131,7 @@ class _Chosen(IdGenerator):
         self._next = TraceParent("", "")
 
     def choose(self, place: TraceParent) -> None:
+        """Say which ids the next span has."""
         self._next = place
 
     def generate_trace_id(self) -> int:
@@ -151,6 +152,7 @@ class _Telling(SpanExporter):
         self.is_away = False
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Send spans, and say where that has changed: the first that are not taken, the first that are again."""
         self._said.words = ""
         result = self._exporter.export(spans)
         if result is SpanExportResult.SUCCESS:

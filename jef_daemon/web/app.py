@@ -104,19 +104,23 @@ class _Web:
         self._doors = doors
 
     async def live(self, request: Request) -> Response:
+        """Whether the process answers at all; asks nobody."""
         return answer({"alive": True})
 
     async def ready(self, request: Request) -> Response:
+        """Whether every part works, and what each says; 503 where one does not."""
         words = await ask_all(self._doors.parts)
         works = all(word.works for word in words.values())
         parts = {name: {"works": word.works, "word": word.word} for name, word in words.items()}
         return answer({"ready": works, "parts": parts}, 200 if works else 503)
 
     async def metrics(self, request: Request) -> Response:
+        """The metrics, in the format that is asked for."""
         body, kind = await self._doors.exposition(request.headers.get("accept", ""))
         return Response(body, headers={"Cache-Control": "no-store", "Content-Type": kind})
 
     async def update(self, request: Request) -> Response:
+        """An update of an async job, taken here or passed on to the daemon of its token."""
         try:
             update = await self._update_of(request)
         except Refused as refused:
@@ -143,6 +147,7 @@ class _Web:
         return _decoded(decode_update, raw)
 
     async def cancel(self, request: Request) -> Response:
+        """An operator cancels; 202 where it is asked of who runs it, 200 where it is done."""
         check_operator(request, self._doors.token)
         raw = await self._body(request, may_be_empty=True)
         control = _decoded(decode_control, raw | {"command": "cancel", "workflowId": None})
@@ -153,6 +158,7 @@ class _Web:
         return answer(told, 200 if told["status"] == "CANCELLED" else 202)
 
     async def show(self, request: Request) -> Response:
+        """All about an execution, for operators."""
         check_operator(request, self._doors.token)
         found = await self._doors.show(request.path_params["id"])
         if found is None:

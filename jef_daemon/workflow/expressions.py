@@ -100,9 +100,11 @@ class _Narrow(ImmutableSandboxedEnvironment):
         self.tests = {name: known for name, known in self.tests.items() if name in _TESTS}
 
     def getattr(self, obj: Any, attribute: str) -> Any:
+        """`a.b` is `a["b"]`: what Python's objects have beside their values is nobody's business."""
         return self.getitem(obj, attribute)
 
     def getitem(self, obj: Any, argument: Any) -> Any:
+        """A value of a map, a list or a text; what is not there says what is."""
         if isinstance(obj, Mapping):
             if argument in obj:
                 return obj[argument]
@@ -117,6 +119,7 @@ class _Narrow(ImmutableSandboxedEnvironment):
         return self.undefined(hint=f"{_kind(obj)} has no {argument!r}")
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        """Numbers only: a text times a million, or padded by `%` to as much, would fill the memory."""
         if not all(isinstance(value, int | float) for value in (left, right)):
             raise ExpressionError(f"{operator} is for numbers, not {_kind(left)} and {_kind(right)}")
         return super().call_binop(context, operator, left, right)
