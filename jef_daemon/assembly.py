@@ -30,6 +30,7 @@ from jef_daemon.rabbitmq import (
     RabbitBus,
 )
 from jef_daemon.run.catalogue import Action, Catalogue
+from jef_daemon.run.inputs import Inputs
 from jef_daemon.run.isolation import ProcessPool
 from jef_daemon.run.outside import Outside
 from jef_daemon.run.worker import Worker
@@ -98,7 +99,8 @@ def assemble(
     backlog = Backlog(settings.slots.backlog, site.actions, wires.switch)
     bus = _bus(site, wires.deliver)
     lock_client = _lock_client(site, bus, wires)
-    worker = Worker(ledger, catalogue, pool, settings, backlog.left, lock_client, ledger.identity)
+    inputs = Inputs(ledger, settings, ledger.identity)
+    worker = Worker(ledger, catalogue, pool, settings, inputs, backlog.left, lock_client)
     parts = Parts(
         pool=pool,
         backlog=backlog,
@@ -109,7 +111,7 @@ def assemble(
         lock_client=lock_client,
         lock_service=_lock_service(site, bus),
         updates=_updates(site, bus, wires),
-        outside=Outside(ledger, site.actions, pool, worker.input, wires.follow),
+        outside=Outside(ledger, site.actions, pool, inputs.of, wires.follow),
         watcher=Watcher(ledger, bus, wires.follow),
         coordinator=_coordinator(site, bus) if "workflows" in settings.roles else None,
         tracing=tracing,

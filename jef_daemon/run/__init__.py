@@ -5,6 +5,7 @@ forking     where the processes for executors come from
 probe       looks at executors from a process of its own, before the daemon trusts them
 worker      ROLE: claims, runs, records
 attempt     one that runs here, and how it comes to its end
+inputs      what an executor is given for a call
 progress    many reports, few notifications
 boundary    calls `execute` and turns whatever happens into an event
 isolation   a warm pool of processes for what may block or crash

@@ -15,17 +15,14 @@ from typing import Any, Protocol
 import structlog
 
 from jef_daemon.events import Event, Failed, Stopped
-from jef_daemon.lifecycle import Execution
-from jef_daemon.messages import JobRequest
 from jef_daemon.ports import Applied, Capacity, Claimed, Ledger, Lost, Stop
 from jef_daemon.run.attempt import STOP_S, Attempt, interruption
 from jef_daemon.run.boundary import JobInput, failed, perform
 from jef_daemon.run.catalogue import Action, Catalogue, load
+from jef_daemon.run.inputs import Inputs
 from jef_daemon.run.isolation import ProcessPool
 from jef_daemon.run.progress import Progress
-from jef_daemon.sdk import GrantedLock
 from jef_daemon.settings import Settings
-from jef_daemon.traceparent import given
 
 log = structlog.get_logger()
 
@@ -50,10 +47,6 @@ class LedgerFutures(Ledger, Protocol):
         """Keep a checkpoint of an attempt; in the order of calls."""
         ...
 
-    async def saved(self, execution_id: str) -> str | None:
-        """The last checkpoint of an execution, as JSON."""
-        ...
-
 
 class Leases(Protocol):
     """Whoever keeps the locks of running jobs (`lock.client`)."""
@@ -74,10 +67,10 @@ class Worker:
         ledger: custody.
         catalogue: the actions served.
         pool: where blocking executors run.
-        settings: slots, limits, folders.
+        settings: slots, limits.
+        inputs: makes what executors are given.
         on_claimed: told how many jobs of an action left the queue.
         leases: told which attempts hold locks.
-        identity: the ledger's own name: a part of every token, so that updates find it.
     """
 
     def __init__(
@@ -86,11 +79,11 @@ class Worker:
         catalogue: Catalogue,
         pool: ProcessPool,
         settings: Settings,
+        inputs: Inputs,
         on_claimed: Callable[[str, int], None],
         leases: Leases,
-        identity: str = "",
     ) -> None:
-        self._identity = identity
+        self._inputs = inputs
         self._leases = leases
         self._attempts: dict[str, Attempt] = {}
         """Those that run here now, by execution."""
@@ -101,8 +94,6 @@ class Worker:
         self._pool = pool
         self._settings = settings
         self._on_claimed = on_claimed
-        self._is_traced = settings.tracing.is_wanted
-        self._scratch_root = str(settings.scratch_dir.absolute())
         self._running: dict[asyncio.Task[None], Attempt] = {}
         self._by_action: Counter[str] = Counter()
         self._claiming: asyncio.Future[list[Claimed]] | None = None
@@ -208,7 +199,7 @@ class Worker:
         for job in claimed:
             self._by_action[job.execution.action] += 1
             before = self._attempts.get(job.execution.execution_id)
-            attempt = Attempt(job.execution, self._scratch(job.execution), self._settings, before)
+            attempt = Attempt(job.execution, self._inputs.scratch(job.execution), self._settings, before)
             # From now on, not from its first step: whoever wants it stopped meanwhile is heard.
             self._attempts[job.execution.execution_id] = attempt
             task = asyncio.create_task(self._job(job, attempt), name=f"job {job.execution.execution_id}")
@@ -253,7 +244,7 @@ class Worker:
             self._settings.jobs.progress_interval_s,
             lambda event: self._ledger.applying(execution.execution_id, execution.attempt, [event]),
         )
-        job = await self.input(claimed, action)
+        job = await self._inputs.of(claimed, action)
         running = asyncio.create_task(
             self._perform(action, job, progress), name=f"executor {job.execution_id}"
         )
@@ -291,35 +282,6 @@ class Worker:
         if event is None:
             raise AssertionError("execute always means something")
         return event
-
-    async def input(self, claimed: Claimed, action: Action, call: str = "execute") -> JobInput:
-        """What an executor is given for a call, from what the ledger has."""
-        execution = claimed.execution
-        request = JobRequest.model_validate_json(claimed.body)
-        held = [(lock.resource, lock.mode.value, lock.fencing_token) for lock in request.workflow_locks]
-        may_have_saved = action.is_async or execution.attempt > 1
-        return JobInput(
-            execution_id=execution.execution_id,
-            workflow_id=execution.workflow_id,
-            action=execution.action,
-            attempt=execution.attempt,
-            configuration=request.configuration,
-            job_context_variables=request.job_context_variables,
-            workflow_context_variables=request.workflow_context_variables,
-            scratch=self._scratch(execution),
-            locks={grant[0]: GrantedLock(*grant) for grant in (*held, *claimed.grants)},
-            max_variables_bytes=self._settings.jobs.max_variables_bytes,
-            call=call,
-            token=f"{self._identity}.{execution.token}",
-            external_id=execution.external_id,
-            saved=await self._ledger.saved(execution.execution_id) if may_have_saved else None,
-            traceparent=given(execution, is_traced=self._is_traced) if execution.traceparent else None,
-            is_traced=self._is_traced,
-        )
-
-    def _scratch(self, execution: Execution) -> str:
-        # An execution id may be "..": the prefix and the attempt keep that from meaning anything.
-        return f"{self._scratch_root}/job-{execution.execution_id}-{execution.attempt}"
 
 
 async def _within(

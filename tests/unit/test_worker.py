@@ -14,6 +14,7 @@ from jef_daemon.events import Completed, Event, Failed, Interrupted, Stopped
 from jef_daemon.lifecycle import Execution
 from jef_daemon.ports import Applied, Capacity, Claimed, Lost, Outgoing, Stop
 from jef_daemon.run.catalogue import Action, ActionSpec, Catalogue
+from jef_daemon.run.inputs import Inputs
 from jef_daemon.run.isolation import ProcessPool
 from jef_daemon.run.worker import Worker
 from jef_daemon.settings import Settings
@@ -100,7 +101,11 @@ class Bench:
         self.ledger = StubLedger()
         pool = ProcessPool(1, 0, 1.0, [])
         self.catalogue = catalogue
-        self.worker = Worker(self.ledger, catalogue, pool, settings, lambda *_: None, NoLeases())
+        self.worker = Worker(
+            *(self.ledger, catalogue, pool, settings, Inputs(self.ledger, settings)),
+            lambda *_: None,
+            NoLeases(),
+        )
         self.worker.wake()
 
     def claimed(self, body: str = '{"executionId": "1"}') -> Execution:
