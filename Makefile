@@ -39,7 +39,8 @@ lock: setup ## Renew the lock files
 	  --no-emit-index-url --no-annotate --no-header --no-strip-extras "$$@"; } && \
 	compile pyproject.toml -o requirements.lock && \
 	compile --group dev pyproject.toml -o requirements-dev.lock && \
-	compile --group build -o deploy/docker/build.lock
+	compile --group build -o deploy/docker/build.lock && \
+	compile --group peers -o benchmarks/peers/requirements.lock
 
 docs: setup ## Write the generated parts of the documentation anew
 	@$(PYTHON) docs/generate.py
@@ -49,8 +50,9 @@ site: setup ## Build the documentation as a site, into dist/site
 	@command -v npm >/dev/null || { echo "make site: the site's scripts come from npm: install npm" >&2; exit 1; }
 	@NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict && echo "open dist/site/index.html"
 
-bench: setup ## Measure against a plain handler, side by side
+bench: setup ## Measure against a plain handler, then beside Celery and others, in turns
 	@$(PYTHON) benchmarks/throughput.py
+	@$(PYTHON) benchmarks/peers/compare.py
 
 deb: setup-tests ## Build the Debian package, into dist
 	@deploy/debian/build.sh
