@@ -117,10 +117,12 @@ def _close(step: Step, name: str, stage: StageState, spec: Stage) -> None:
     phases = {run.phase for run in stage.runs}
     for run in stage.runs:  # in the order of the list, whichever ended first
         stage.job |= run.variables
-    if Phase.FAILED in phases:
+    is_cut_short = bool(phases & {Phase.CANCELLED, Phase.NOT_RUN})
+    # One that may fail has failed when all of it has ended: else what was cut off would count as passed.
+    if Phase.FAILED in phases and not (is_cut_short and spec.on_failure == "continue"):
         stage.error = next(run.error for run in stage.runs if run.phase is Phase.FAILED)
         _end_stage(step, name, stage, spec, Phase.FAILED)
-    elif phases & {Phase.CANCELLED, Phase.NOT_RUN}:
+    elif is_cut_short:
         word = Phase.CANCELLED if Phase.CANCELLED in phases else Phase.NOT_RUN
         _end_stage(step, name, stage, spec, word)
     else:

@@ -278,3 +278,31 @@ def test_a_failure_that_passed_is_not_run_again_by_a_retry() -> None:
     course.do(events.RetryAsked())
     course.do(events.Begun())
     assert course.asked() == ["a:1", "b:1", "b:2"]
+
+
+# --- a list that was cut short ---------------------------------------------------------------------------
+
+
+def test_a_list_that_may_fail_is_cancelled_where_a_cancel_cuts_it_short() -> None:
+    """It has not passed: the workflow is no COMPLETED one."""
+    course = Course({"name": "a", "forEach": [1, 2], "limit": 1, "onFailure": "continue"})
+    course.end("a.0:1", F)
+    course.do(events.CancelAsked(reason="why"))
+    course.end("a.1:1", X)
+    assert (course.phases(), course.state.status, course.state.message) == ({"a": "CANCELLED"}, X, "why")
+
+
+def test_a_list_that_may_fail_and_was_cut_short_goes_on_after_a_retry() -> None:
+    """With what failed of it too; what comes behind it waits for all."""
+    parts = {"name": "a", "forEach": [1, 2, 3], "limit": 2, "onFailure": "continue"}
+    course = Course(parts, {"name": "b", "needs": []}, {"name": "c", "needs": "a"})
+    course.end("b:1", F)
+    course.end("a.0:1", F)
+    course.end("a.1:1")
+    assert course.phases() == {"a": "NOT_RUN", "b": "FAILED", "c": "NOT_RUN"}
+    course.do(events.RetryAsked())
+    course.do(events.Begun())
+    assert course.asked()[3:] == ["a.0:2", "a.2:1", "b:2"]
+    for name in ("a.0:2", "a.2:1", "b:2"):
+        course.end(name)
+    assert course.phases() == {"a": "COMPLETED", "b": "COMPLETED", "c": "RUNNING"}

@@ -268,6 +268,18 @@ class Workflows(RuleBasedStateMachine):
             assert self.state.status is (F if failed or self.lost or self.refused else C)
 
     @invariant()
+    def whoever_goes_on_has_left_nothing_out(self) -> None:
+        """Of no list a job: but where a goto goes past the rest of its own."""
+        if self.state.status is C or (self.state.status is Status.RUNNING and not self.is_ending()):
+            for name, stage in self.state.stages.items():
+                phases = {run.phase for run in stage.runs}
+                left_out = phases & {Phase.CANCELLED, Phase.NOT_RUN}
+                assert stage.phase.value not in OVER or not left_out or self.plan.stages[name].goto
+
+    def is_ending(self) -> bool:
+        return self.cancelled or self.lost or self.state.error is not None
+
+    @invariant()
     def always_is_always(self) -> None:
         if self.state.status in FINAL and self.ran and not self.forced:
             ran = {name.split(":")[1] for name in self.jobs}
