@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jef_daemon.lifecycle import FINAL, Status
 from jef_daemon.workflow import holding
-from jef_daemon.workflow.course import give_up
+from jef_daemon.workflow.course import give_up, leave_out
 from jef_daemon.workflow.events import CancelAsked, Refused, RetryAsked
 from jef_daemon.workflow.state import Phase, StageState
 from jef_daemon.workflow.step import Step
@@ -35,6 +35,8 @@ def cancel(step: Step, event: CancelAsked) -> None:
         for index, run in enumerate(state.stages[name].runs):
             if run.phase is Phase.RUNNING:
                 step.ask_to_stop(name, index, run, "cancel", state.cancelled_by, force=event.force)
+            elif stage.always and run.phase is Phase.WAITING:  # of the others, `settle` leaves them out
+                leave_out(run)
         if stage.always:
             give_up(step, name)
 

@@ -106,7 +106,7 @@ def _fill(step: Step, name: str, stage: StageState, spec: Stage) -> None:
         if run.phase is not Phase.WAITING:
             continue
         if stops:
-            run.phase = Phase.NOT_RUN if run.error is None else Phase.FAILED
+            leave_out(run)
         elif spec.limit is None or running < spec.limit:
             start(step, name, stage, spec, index, run)
             running += not run.error
@@ -152,6 +152,11 @@ def give_up(step: Step, *names: str) -> bool:
     for name in found:
         step.state.stages[name].phase = Phase.NOT_RUN
     return bool(found)
+
+
+def leave_out(run: Run) -> None:
+    """A job that will not begin; one that was to be tried again has failed by now."""
+    run.phase = Phase.NOT_RUN if run.error is None else Phase.FAILED
 
 
 def _has_passed(stage: Stage, state: StageState) -> bool:

@@ -237,6 +237,16 @@ def test_a_cancel_by_force_leaves_out_the_cleaning_up() -> None:
     assert late.state.status is X
 
 
+def test_a_cancel_by_force_begins_nothing_though_what_it_stops_is_done_first() -> None:
+    """The rest of a list that cleans up would run on, and nobody would have asked it to stop."""
+    cleaning = {"name": "z", "always": True, "forEach": [1, 2], "limit": 1}
+    course = Course({"name": "a", "when": False}, cleaning)
+    course.do(events.CancelAsked(force=True))
+    course.end("z.0:1", C)
+    assert course.asked() == ["z.0:1"]
+    assert (course.phases()["z"], course.state.status) == ("NOT_RUN", X)
+
+
 @pytest.mark.parametrize("status", [X, F])
 def test_a_job_that_is_being_cancelled_is_cancelled_however_it_ends(status: Status) -> None:
     """No failure of the workflow's, and no other job, though it might have had one."""
