@@ -141,7 +141,8 @@ def _end_stage(step: Step, name: str, stage: StageState, spec: Stage, phase: Pha
     elif spec.goto:
         between = step.plan.after[name] - step.plan.after[spec.goto] - {spec.goto}
         for other in step.plan.stages:
-            if other in between and step.state.stages[other].phase is Phase.WAITING:
+            # NOT_RUN: the workflow had failed by then; a retry is not to begin what the flow went past.
+            if other in between and step.state.stages[other].phase in {Phase.WAITING, Phase.NOT_RUN}:
                 step.state.stages[other].phase = Phase.SKIPPED
                 step.note("Skipped", other, reason=f"{name} failed: goto {spec.goto}")
 

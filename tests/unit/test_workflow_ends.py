@@ -290,6 +290,29 @@ def test_a_failure_that_passed_is_not_run_again_by_a_retry() -> None:
     assert course.asked() == ["a:1", "b:1", "b:2"]
 
 
+def test_a_goto_goes_past_what_lies_between_also_after_a_retry() -> None:
+    """Though the workflow had failed meanwhile, and nothing would have begun there anyhow."""
+    course = Course(
+        {"name": "a", "onFailure": "goto c"}, {"name": "b"}, {"name": "c"}, {"name": "x", "needs": []}
+    )
+    course.end("x:1", F)
+    course.end("a:1", F)
+    assert course.phases() == {"a": "FAILED", "b": "SKIPPED", "c": "NOT_RUN", "x": "FAILED"}
+    course.do(events.RetryAsked())
+    course.do(events.Begun())
+    assert course.asked()[2:] == ["c:1", "x:2"]
+
+
+def test_what_two_gotos_go_past_is_skipped_once() -> None:
+    to = {"needs": [], "onFailure": "goto d"}
+    course = Course(
+        {"name": "a", **to}, {"name": "b", **to}, {"name": "c", "needs": ["a", "b"]}, {"name": "d"}
+    )
+    course.end("a:1", F)
+    course.end("b:1", F)
+    assert course.noted()[3:] == ["Failed a", "Skipped c", "Started d", "Failed b"]
+
+
 # --- a list that was cut short ---------------------------------------------------------------------------
 
 
