@@ -109,7 +109,8 @@ def _fill(step: Step, name: str, stage: StageState, spec: Stage) -> None:
             leave_out(run)
         elif spec.limit is None or running < spec.limit:
             start(step, name, stage, spec, index, run)
-            running += not run.error
+            running += run.error is None
+            stops |= spec.on_failure != "continue" and run.error is not None
 
 
 def _close(step: Step, name: str, stage: StageState, spec: Stage) -> None:

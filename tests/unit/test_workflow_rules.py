@@ -233,6 +233,16 @@ def test_an_expression_of_the_wrong_kind_fails_its_stage(stage: dict[str, Any], 
     assert course.asked() == []
 
 
+@pytest.mark.parametrize(("rule", "then"), [("fail", ["a.0:1"]), ("continue", ["a.0:1", "a.2:1"])])
+def test_an_item_without_a_value_ends_its_list_as_any_failure_does(rule: str, then: list[str]) -> None:
+    items = [{"k": 1}, {}, {"k": 3}]
+    stage = {"name": "a", "forEach": items, "configuration": {"x": "{{ item.k }}"}, "onFailure": rule}
+    course = Course(stage)
+    assert course.asked() == then
+    phases = [run.phase.value for run in course.state.stages["a"].runs]
+    assert phases == ["RUNNING", "FAILED", "RUNNING" if rule == "continue" else "NOT_RUN"]
+
+
 def test_a_list_may_be_as_long_as_is_allowed() -> None:
     course = Course({"name": "a", "forEach": "workflow.long"}, variables={"long": list(range(1000))})
     assert len(course.asked()) == 1000
