@@ -257,11 +257,17 @@ class _Step:
         above = parent.state
         revision = above.children[effect.workflow]
         plan = plan_of(body_of(self._transaction, revision))
-        now = self._transaction.now
+        # A producer may have chosen this very id; or one within an earlier workflow of this name is not purged yet.
+        key = key_of(effect.execution_id)
+        self._book.read([key])
         try:
+            if key in self._book.open:
+                raise events.Refused(f"there is a workflow {effect.execution_id!r} already")
             if above.depth + 1 >= MOST_WITHIN:
                 raise events.Refused(f"{MOST_WITHIN} workflows within one another are allowed")
-            state = law.new(plan, effect.execution_id, effect.variables, effect.priority, now)
+            state = law.new(
+                plan, effect.execution_id, effect.variables, effect.priority, self._transaction.now
+            )
         except events.Refused as refused:
             error = {"type": "RequestRefused", "message": str(refused)}
             self._end_child(effect.execution_id, Status.FAILED, error=error)

@@ -229,6 +229,15 @@ async def test_workflows_are_not_within_one_another_for_ever(ledger: SqlLedger, 
     assert await asked(ledger) == []
 
 
+async def test_a_workflow_within_does_not_take_the_id_of_another(ledger: SqlLedger, url: str) -> None:
+    """Whoever has it already goes on; the stage fails, and says why."""
+    await ledger.coordinating([begin("w:s:1")])
+    await ledger.coordinating([Begin("w", "one", nested("one", "two"))])
+    reader = WorkflowReader(url)
+    assert reader.find("w").state.message == "stage s: RequestRefused: there is a workflow 'w:s:1' already"
+    assert reader.find("w:s:1").name == "row"
+
+
 async def test_a_cancel_goes_down_and_its_end_comes_up(ledger: SqlLedger, url: str) -> None:
     await ledger.coordinating([Begin("w", "one", nested("one", "two"))])
     cancel = Control.model_validate({"command": "cancel", "workflowId": "w", "reason": "why"})
