@@ -68,7 +68,7 @@ def _job(step: Step, identity: str, name: str, spec: Stage, run: Run, names: dic
 def _child(step: Step, identity: str, spec: Stage, names: dict[str, Any]) -> StartChild:
     variables = render(spec.variables, names)
     priority = step.state.priority if spec.priority is None else spec.priority
-    around = (*step.state.locks, *step.state.around)
+    around = tuple(held for held in (*step.state.locks, *step.state.around) if held.token is not None)
     return StartChild(identity, str(spec.workflow), variables, priority, around)
 
 

@@ -233,6 +233,16 @@ def test_a_workflow_within_knows_what_is_held_around_it() -> None:
     assert inner.request("a:1")["workflowLocks"] == [told]
 
 
+def test_a_workflow_within_is_not_told_of_locks_that_are_lost() -> None:
+    """Nobody keeps others out for it any more: what it names, it asks for as anybody does."""
+    course = Course({"name": "a"}, {"name": "inner", "workflow": "other"}, **ASSET)
+    course.do(GRANTED)
+    course.do(events.LocksLost(reason=GONE, is_failure=False))
+    course.end("a:1")
+    [child] = of(events.StartChild, course.effects)
+    assert child.around == ()
+
+
 def test_a_workflow_within_that_holds_the_same_asks_within_and_its_stages_within_it() -> None:
     around = (Holding("asset/42", Mode.EXCLUSIVE, "asset/42", "workflow/outer/asset/42", 33),)
     stage = {"name": "a", "locks": [{"resource": "asset/42"}]}
