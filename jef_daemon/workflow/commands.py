@@ -59,6 +59,7 @@ def retry(step: Step, event: RetryAsked) -> None:
             _renew(stage, keep=not spec.always)
     state.status, state.failed, state.error, state.finished_at = Status.QUEUED, "", None, None
     state.cancel_requested = False
+    holding.stand_alone(state)
     state.message = event.reason or "retried"
     step.note("Retried", actor=event.actor, reason=event.reason)
 

@@ -112,6 +112,13 @@ def lost(step: Step, event: LocksLost) -> None:
                 step.ask_to_stop(name, index, each, "cancel", f"a lock is lost: {event.reason}", force=False)
 
 
+def stand_alone(state: State) -> None:
+    """Rely on nothing that is held around it: the stage that it was is over, and so may be the workflow around it."""
+    state.around = []
+    for held in state.locks:
+        held.name = held.resource
+
+
 def told(state: State) -> list[dict[str, Any]]:
     """What jobs are told of the locks that are held around them: for the stores that they write to.
 

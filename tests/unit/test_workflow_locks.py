@@ -243,6 +243,20 @@ def test_a_workflow_within_is_not_told_of_locks_that_are_lost() -> None:
     assert child.around == ()
 
 
+def test_a_workflow_within_that_is_retried_stands_alone() -> None:
+    """The one around it went on without it, and may have given its locks back by now."""
+    around = (Holding("asset/42", Mode.EXCLUSIVE, "asset/42", "workflow/outer/asset/42", 33),)
+    inner = Course({"name": "a", "locks": [{"resource": "b"}]}, around=around, **ASSET)
+    inner.do(events.LocksGranted(tokens={"workflow/outer/asset/42": 1}))
+    inner.end("a:1", F)
+    inner.do(events.RetryAsked())
+    [asked] = of(events.AskLocks, inner.do(events.Begun()))
+    assert asked.locks == (("asset/42", Mode.EXCLUSIVE),)
+    inner.do(events.LocksGranted(tokens={"asset/42": 34}))
+    told = {"resource": "asset/42", "mode": "EXCLUSIVE", "fencingToken": 34}
+    assert inner.request("a:2")["workflowLocks"] == [told]
+
+
 def test_a_workflow_within_that_holds_the_same_asks_within_and_its_stages_within_it() -> None:
     around = (Holding("asset/42", Mode.EXCLUSIVE, "asset/42", "workflow/outer/asset/42", 33),)
     stage = {"name": "a", "locks": [{"resource": "asset/42"}]}
