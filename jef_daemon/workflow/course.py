@@ -216,5 +216,5 @@ def _tell(step: Step) -> None:
 
 def _count(step: Step) -> None:
     stages = step.state.stages.values()
-    done = sum(stage.phase not in OPEN for stage in stages)
-    step.state.progress = 100 if step.state.status is Status.COMPLETED else 100 * done // len(stages)
+    done = sum(stage.phase not in OPEN and stage.phase is not Phase.NOT_RUN for stage in stages)
+    step.state.progress = 100 * done // len(stages)

@@ -33,7 +33,7 @@ class WorkflowNotification(Wire):
 
     workflow_id: str
     workflow: str = Field(description="The name of its definition.")
-    progress: int = Field(ge=0, le=100, description="Stages that have ended, of all.")
+    progress: int = Field(ge=0, le=100, description="Stages that have ended, of all; NOT_RUN is none.")
     message: str
     status: Status = Field(description="QUEUED, WAITING_FOR_LOCK, RUNNING, COMPLETED, FAILED, CANCELLED.")
     revision: str | None = Field(description="Of its definition; null: it was refused.")

@@ -169,6 +169,15 @@ def test_all_that_happens_is_noted_once() -> None:
     assert (run.started_at, run.finished_at) == (102, 103)
 
 
+def test_a_workflow_that_failed_has_come_as_far_as_it_had() -> None:
+    """What never began is no progress; the cleaning up is."""
+    course = Course({"name": "a"}, {"name": "b"}, {"name": "c"}, {"name": "z", "always": True})
+    course.end("a:1", F)
+    assert course.state.progress == 25
+    course.end("z:1")
+    assert (course.state.status, course.state.progress) == (F, 50)
+
+
 def test_the_history_says_who_and_why() -> None:
     course = Course({"name": "a"}, {"name": "b"})
     course.end("a:1", T)
