@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from jef_daemon.lifecycle import FINAL, Status
 from jef_daemon.workflow import holding
 from jef_daemon.workflow.course import give_up, leave_out
@@ -46,11 +49,7 @@ def retry(step: Step, event: RetryAsked) -> None:
     state = step.state
     if state.status is not Status.FAILED:
         raise Refused(f"it is {state.status}: only a FAILED one is retried")
-    unknown = [name for name in event.configuration if name not in state.stages]
-    if unknown:
-        raise Refused(f"configuration: there is no stage {unknown[0]!r}; there is {', '.join(state.stages)}")
-    for name, changes in event.configuration.items():
-        state.stages[name].configuration |= changes
+    _configure(step, event.configuration)
     for name, stage in state.stages.items():
         spec = step.plan.stages[name]
         is_failed = stage.phase is Phase.FAILED and spec.on_failure == "fail"
@@ -62,6 +61,18 @@ def retry(step: Step, event: RetryAsked) -> None:
     holding.stand_alone(state)
     state.message = event.reason or "retried"
     step.note("Retried", actor=event.actor, reason=event.reason)
+
+
+def _configure(step: Step, configuration: Mapping[str, Mapping[str, Any]]) -> None:
+    stages = step.state.stages
+    for name in configuration:
+        if name not in stages:
+            raise Refused(f"configuration: there is no stage {name!r}; there is {', '.join(stages)}")
+        inner = step.plan.stages[name].workflow
+        if inner is not None:
+            raise Refused(f"configuration: stage {name!r} is the workflow {inner!r}, which has none")
+    for name, changes in configuration.items():
+        stages[name].configuration |= changes
 
 
 def _renew(stage: StageState, *, keep: bool) -> None:

@@ -50,6 +50,14 @@ def test_a_retry_of_a_stage_that_there_is_not_is_refused() -> None:
         course.do(events.RetryAsked(configuration={"b": {}, "x": {}}))
 
 
+def test_a_configuration_for_a_stage_that_has_none_is_refused() -> None:
+    """Another workflow has variables, by its definition: what a person gave would be lost without a word."""
+    course = Course({"name": "a", "workflow": "other"})
+    course.end("a:1", F)
+    with pytest.raises(events.Refused, match="stage 'a' is the workflow 'other', which has none"):
+        course.do(events.RetryAsked(configuration={"a": {"x": 1}}))
+
+
 def test_a_job_ends_once() -> None:
     """Also where whoever tells it counts nothing."""
     course = Course({"name": "a"}, {"name": "b"})
