@@ -95,6 +95,17 @@ async def test_so_many_run_as_may_by_priority_then_by_age(ledger: SqlLedger) -> 
     assert (await asked(ledger))[-1] == "w-3:a:2"
 
 
+async def test_the_end_of_a_workflow_is_told_again_to_whoever_asks_again(ledger: SqlLedger) -> None:
+    """As it was told, with its number: whoever missed it has it now, and nobody takes it for another."""
+    await ledger.coordinating([begin("w")])
+    await ledger.coordinating([ended("w", "a"), ended("w", "b")])
+    told = await posted(ledger, "t.workflow-status")
+    assert await ledger.coordinating([begin("w")]) == [Became.KNOWN]
+    again = (await posted(ledger, "t.workflow-status"))[len(told) :]
+    assert again == told[-1:]
+    assert await asked(ledger) == ["w:a:1", "w:b:1"]
+
+
 async def test_a_workflow_stays_with_its_revision(ledger: SqlLedger) -> None:
     """Its definition is another by now; it goes on with the one that it began with."""
     await ledger.coordinating([begin("w-1")])
@@ -116,6 +127,16 @@ async def test_an_end_whose_notification_was_lost_is_found_in_the_ledger(ledger:
     assert await asked(ledger) == ["w:a:1", "w:b:1"]
     request = (await posted(ledger, "t.jobs"))[-1]
     assert request["workflowContextVariables"] == {"v": 1}
+
+
+async def test_lost_ends_are_found_among_as_many_as_there_are(ledger: SqlLedger) -> None:
+    """Also behind what one look takes."""
+    many = {**ROW, "concurrency": None}
+    await ledger.coordinating([begin(f"w-{number}", many) for number in range(401)])
+    for number in (0, 199, 200, 400):
+        await run_here(ledger, f"w-{number}:a:1", Completed())
+    await ledger.reconcile_workflows()
+    assert (await asked(ledger))[401:] == [f"w-{number}:b:1" for number in (0, 199, 200, 400)]
 
 
 async def run_here(ledger: SqlLedger, name: str, event: Completed | Failed) -> None:
@@ -222,6 +243,16 @@ async def test_workflows_within_one_another_pass_on_what_they_are_pinned_to(
     ]
 
 
+async def test_a_workflow_within_begins_with_the_one_around_it_whose_turn_comes(ledger: SqlLedger) -> None:
+    one, two = (Definition.model_validate_json(body) for body in nested("one", "two").values())
+    first = one.model_copy(update={"concurrency": 1})
+    bodies = {each.name: each.canonical() for each in (first, two)}
+    await ledger.coordinating([Begin("w-1", "one", bodies), Begin("w-2", "one", bodies)])
+    assert await asked(ledger) == [f"{key_of('w-1:s:1')}:s:1"]
+    await ledger.coordinating([ended(key_of("w-1:s:1"), "s")])
+    assert await asked(ledger) == [f"{key_of(f'{name}:s:1')}:s:1" for name in ("w-1", "w-2")]
+
+
 async def test_workflows_are_not_within_one_another_for_ever(ledger: SqlLedger, url: str) -> None:
     names = [f"w{number}" for number in range(11)]
     await ledger.coordinating([Begin("w", "w0", nested(*names))])
@@ -315,6 +346,14 @@ async def test_commands_are_answered_and_say_why_not(ledger: SqlLedger) -> None:
             },
         ),
     ]
+
+
+async def test_an_answer_tells_the_status_after_all_that_follows_at_once(ledger: SqlLedger) -> None:
+    await ledger.coordinating([begin("w", {**ROW, "concurrency": None})])
+    await ledger.coordinating([ended("w", "a", status=Status.FAILED)])
+    retry = Control.model_validate({"command": "retry", "workflowId": "w"})
+    await ledger.coordinating([WorkflowCommand(retry, "asker")])
+    assert await posted(ledger, "") == [{"accepted": True, "status": "RUNNING", "reason": None}]
 
 
 async def test_no_statement_looks_at_all_workflows(ledger: SqlLedger, url: str, clock: ManualClock) -> None:

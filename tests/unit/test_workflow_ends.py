@@ -282,6 +282,14 @@ def test_what_a_cancel_comes_before_is_not_looked_at() -> None:
     assert course.phases() == {"a": "COMPLETED", "b": "NOT_RUN", "c": "NOT_RUN"}
 
 
+def test_what_a_failure_comes_before_is_not_looked_at() -> None:
+    """Though its own turn has come in the same moment."""
+    beside = {"name": "c", "needs": "a", "when": False}
+    course = Course({"name": "a"}, {"name": "b", "when": "job.none == 1"}, beside)
+    course.end("a:1")
+    assert course.phases() == {"a": "COMPLETED", "b": "FAILED", "c": "NOT_RUN"}
+
+
 def test_stages_may_stand_in_any_order() -> None:
     """What needs one that stands behind it goes on at once, also when that one is skipped."""
     course = Course({"name": "b", "needs": "a"}, {"name": "a", "needs": [], "when": False})
