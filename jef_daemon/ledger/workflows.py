@@ -281,7 +281,6 @@ class _Step:
         self._end_child(
             str(state.parent),
             state.status,
-            result=state.message,
             job_variables=state.context,
             error=state.error,
             reason=state.message,

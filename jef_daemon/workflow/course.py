@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from jef_daemon.lifecycle import FINAL, Status
+from jef_daemon.lifecycle import Status
 from jef_daemon.workflow.definition import MOST_ITEMS, Stage
 from jef_daemon.workflow.events import ReleaseLocks
 from jef_daemon.workflow.expressions import Expression, ExpressionError
@@ -17,7 +17,7 @@ from jef_daemon.workflow.step import Step
 def settle(step: Step) -> None:
     """Start and end whatever may start and end now."""
     if step.state.status is not Status.RUNNING:
-        if step.is_ending and step.state.status not in FINAL:
+        if step.is_ending:
             give_up(step, *step.plan.stages)
             _finish(step)
         return
@@ -33,7 +33,7 @@ def _move(step: Step) -> bool:
     for name in ordinary:
         changed |= _move_stage(step, name, may_start=_is_needed(step, name))
     if step.is_ending:
-        changed |= give_up(step, *ordinary)
+        give_up(step, *ordinary)
     if all(step.state.stages[name].phase not in OPEN for name in ordinary):
         for stage in step.plan.last:
             changed |= _move_stage(step, stage.name, may_start=True)
@@ -99,8 +99,7 @@ def _items(step: Step, name: str, spec: Stage) -> list[Any]:
 def _fill(step: Step, name: str, stage: StageState, spec: Stage) -> None:
     """Start jobs of a stage, as many as its limit lets run."""
     phases = {run.phase for run in stage.runs}
-    stops = not step.goes_on(name) or Phase.CANCELLED in phases
-    stops |= spec.on_failure != "continue" and Phase.FAILED in phases
+    stops = not step.goes_on(name) or (spec.on_failure != "continue" and Phase.FAILED in phases)
     running = sum(run.phase is Phase.RUNNING for run in stage.runs)
     for index, run in enumerate(stage.runs):
         if run.phase is not Phase.WAITING:
@@ -148,12 +147,11 @@ def _end_stage(step: Step, name: str, stage: StageState, spec: Stage, phase: Pha
                 step.note("Skipped", other, reason=f"{name} failed: goto {spec.goto}")
 
 
-def give_up(step: Step, *names: str) -> bool:
+def give_up(step: Step, *names: str) -> None:
     """Stages that will not begin."""
-    found = [name for name in names if step.state.stages[name].phase is Phase.WAITING]
-    for name in found:
-        step.state.stages[name].phase = Phase.NOT_RUN
-    return bool(found)
+    for stage in (step.state.stages[name] for name in names):
+        if stage.phase is Phase.WAITING:
+            stage.phase = Phase.NOT_RUN
 
 
 def leave_out(run: Run) -> None:

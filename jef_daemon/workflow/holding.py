@@ -34,7 +34,7 @@ class Conflict(ValueError):
 def run(step: Step) -> None:
     """All is granted, or nothing is wanted: stages may start."""
     state = step.state
-    state.status, state.began = Status.RUNNING, True
+    state.status = Status.RUNNING
     state.started_at = state.started_at or step.now
     step.note("Begun")
 

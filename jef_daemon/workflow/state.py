@@ -116,8 +116,6 @@ class State:
     origins: dict[str, str] = field(default_factory=dict)
     """Which stage set a variable last; `request` or `definition` for those that none has."""
     stages: dict[str, StageState] = field(default_factory=dict)
-    began: bool = False
-    """Whether any stage may have run."""
     failed: str = ""
     """The first stage whose failure is the workflow's."""
     error: dict[str, Any] | None = None
@@ -146,10 +144,6 @@ class State:
     created_at: float = 0.0
     started_at: float | None = None
     finished_at: float | None = None
-
-    def stage(self, name: str) -> StageState:
-        """One of its stages."""
-        return self.stages[name]
 
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")

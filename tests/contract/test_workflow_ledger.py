@@ -232,6 +232,7 @@ async def test_workflows_within_one_another_pass_on_what_they_are_pinned_to(
     told = [each for each in await ledger.outbox(0, 100) if each.exchange == "t.workflow-status"]
     assert {(each.headers or {})["traceparent"] for each in told} == {span}
     key = json.loads(job.body)["executionId"].partition(":")[0]
+    assert await ledger.workflow_actions() == {"x"}
     await ledger.coordinating([ended(key, "s")])
     reader = WorkflowReader(url)
     page, _ = reader.page([], None, 10)
@@ -241,6 +242,30 @@ async def test_workflows_within_one_another_pass_on_what_they_are_pinned_to(
     assert [entry.event for entry in reader.history("w")] == [
         *("Accepted", "Begun", "Started", "Completed", "Completed")
     ]
+
+
+async def test_the_context_of_a_workflow_within_is_what_its_stage_passes_on(ledger: SqlLedger) -> None:
+    """The outer context stays as it is."""
+    stages = [{"name": "s", "workflow": "two"}, {"name": "b", "action": "x"}]
+    bodies = nested("two") | {
+        "one": Definition.model_validate({"name": "one", "stages": stages, "variables": {"k": 0}}).canonical()
+    }
+    await ledger.coordinating([Begin("w", "one", bodies)])
+    end = events.Ended(stage="s", index=None, attempt=1, status=Status.COMPLETED, workflow_variables={"k": 1})
+    await ledger.coordinating([JobEnded(key_of("w:s:1"), end)])
+    request = (await posted(ledger, "t.jobs"))[-1]
+    assert request["executionId"] == "w:b:1"
+    assert (request["jobContextVariables"], request["workflowContextVariables"]) == ({"k": 1}, {"k": 0})
+
+
+async def test_a_workflow_within_that_somebody_cancels_fails_its_stage_and_says_why(
+    ledger: SqlLedger, url: str
+) -> None:
+    await ledger.coordinating([Begin("w", "one", nested("one", "two"))])
+    cancel = Control.model_validate({"command": "cancel", "workflowId": "w:s:1", "reason": "wrong file"})
+    await ledger.coordinating([WorkflowCommand(cancel)])
+    await ledger.coordinating([ended(key_of("w:s:1"), "s", status=Status.CANCELLED)])
+    assert WorkflowReader(url).find("w").state.message == "stage s: Cancelled: wrong file"
 
 
 async def test_a_workflow_within_begins_with_the_one_around_it_whose_turn_comes(ledger: SqlLedger) -> None:
@@ -258,6 +283,8 @@ async def test_workflows_are_not_within_one_another_for_ever(ledger: SqlLedger, 
     await ledger.coordinating([Begin("w", "w0", nested(*names))])
     assert "10 workflows within one another are allowed" in WorkflowReader(url).find("w").state.message
     assert await asked(ledger) == []
+    await ledger.coordinating([Begin("most", "w1", nested(*names[1:]))])
+    assert len(await asked(ledger)) == 1
 
 
 async def test_a_workflow_within_does_not_take_the_id_of_another(ledger: SqlLedger, url: str) -> None:

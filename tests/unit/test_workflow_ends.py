@@ -6,6 +6,7 @@ import pytest
 
 from jef_daemon.lifecycle import Status
 from jef_daemon.workflow import events
+from jef_daemon.workflow.state import Phase
 from tests.support.courses import Course
 
 C, F, X, T = Status.COMPLETED, Status.FAILED, Status.CANCELLED, Status.TIMED_OUT
@@ -223,6 +224,7 @@ def test_a_completion_of_all_wins_over_a_cancel() -> None:
     course.do(events.CancelAsked())
     course.end("a:1", C)
     assert (course.state.status, course.state.message) == (C, "")
+    assert not [effect for effect in course.effects if isinstance(effect, events.ReleaseLocks)]
 
 
 def test_a_failure_from_before_a_cancel_stays_one_and_is_retried() -> None:
@@ -294,6 +296,9 @@ def test_stages_may_stand_in_any_order() -> None:
     """What needs one that stands behind it goes on at once, also when that one is skipped."""
     course = Course({"name": "b", "needs": "a"}, {"name": "a", "needs": [], "when": False})
     assert course.asked() == ["b:1"]
+    course = Course({"name": "b", "needs": "a"}, {"name": "a", "needs": []})
+    course.end("a:1")
+    assert course.asked() == ["a:1", "b:1"]
 
 
 def test_what_is_done_is_not_asked_again_whether_it_may_run() -> None:
@@ -336,6 +341,25 @@ def test_what_two_gotos_go_past_is_skipped_once() -> None:
     course.end("a:1", F)
     course.end("b:1", F)
     assert course.noted()[3:] == ["Failed a", "Skipped c", "Started d", "Failed b"]
+
+
+def test_of_two_failures_the_first_is_the_workflows() -> None:
+    course = Course({"name": "a"}, {"name": "b", "needs": []})
+    course.end("b:1", F, error={"type": "E", "message": "first"})
+    course.end("a:1", F, error={"type": "E", "message": "second"})
+    assert course.state.message == "stage b: E: first"
+
+
+def test_what_waits_to_be_tried_again_has_failed_with_its_list() -> None:
+    """It has run, and it says why it failed: no person is to take it for one that never began."""
+    course = Course({"name": "a", "forEach": [1, 2], "retry": {"attempts": 2}})
+    course.end("a.0:1", F)
+    course.end("a.0:2", F)
+    course.end("a.1:1", F, error={"type": "E", "message": "m"})
+    assert course.asked() == ["a.0:1", "a.1:1", "a.0:2"]
+    runs = course.state.stages["a"].runs
+    assert [run.phase for run in runs] == [Phase.FAILED, Phase.FAILED]
+    assert runs[1].error == {"type": "E", "message": "m"}
 
 
 # --- a list that was cut short ---------------------------------------------------------------------------
