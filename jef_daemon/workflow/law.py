@@ -83,14 +83,13 @@ def advance(plan: Plan, state: State, event: Event, now: float, bounds: Bounds =
     return step.effects
 
 
-def running(state: State, plan: Plan) -> Iterable[tuple[str, bool]]:
-    """Execution ids that a workflow waits for, and whether each is a workflow."""
+def running(state: State) -> Iterable[str]:
+    """Execution ids of the jobs, and of the workflows within, that a workflow waits for."""
     for name, stage in state.stages.items():
-        spec = plan.stages[name]
         for index, run in enumerate(stage.runs):
             if run.phase is Phase.RUNNING:
                 which = index if stage.is_list else None
-                yield execution_id(state.key, name, which, run.attempt), spec.workflow is not None
+                yield execution_id(state.key, name, which, run.attempt)
 
 
 # `Any`: each function takes the one event it stands beside.

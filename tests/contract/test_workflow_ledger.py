@@ -375,6 +375,30 @@ async def test_commands_are_answered_and_say_why_not(ledger: SqlLedger) -> None:
     ]
 
 
+async def test_a_command_takes_along_who_gave_it_why_and_how(ledger: SqlLedger, url: str) -> None:
+    await ledger.coordinating([begin("w")])
+    await ledger.coordinating([ended("w", "a", status=Status.FAILED)])
+    retry = {"command": "retry", "reason": "mended", "configuration": {"a": {"more": 1}}}
+    cancel = {"command": "cancel", "reason": "wrong file", "force": True}
+    for words in (retry, cancel):
+        control = Control.model_validate({"workflowId": "w", "by": "ann", **words})
+        assert await ledger.coordinating([WorkflowCommand(control)]) == [Became.TAKEN]
+    assert (await posted(ledger, "t.jobs"))[-1]["configuration"] == {"more": 1}
+    assert await posted(ledger, "") == [
+        {
+            "command": "cancel",
+            "executionId": "w:a:2",
+            "reason": "wrong file",
+            "force": True,
+            "by": "workflow w",
+        }
+    ]
+    history = [(entry.event, entry.actor, entry.reason) for entry in WorkflowReader(url).history("w")]
+    assert history[0] == ("Accepted", "producer", "")
+    assert ("Retried", "operator:ann", "mended") in history
+    assert ("CancelRequested", "operator:ann", "wrong file") in history
+
+
 async def test_an_answer_tells_the_status_after_all_that_follows_at_once(ledger: SqlLedger) -> None:
     await ledger.coordinating([begin("w", {**ROW, "concurrency": None})])
     await ledger.coordinating([ended("w", "a", status=Status.FAILED)])

@@ -48,6 +48,7 @@ def test_a_skipped_stage_passes_on_what_it_was_given() -> None:
     assert course.asked() == ["a:1", "c:1"]
     assert course.request("c:1")["jobContextVariables"] == {"k": 1}
     assert course.phases()["b"] == "SKIPPED"
+    assert events.Noted("Skipped", "b", reason="job.k > 1 is false") in course.effects
 
 
 def test_goto_goes_past_what_lies_between() -> None:
@@ -56,6 +57,7 @@ def test_goto_goes_past_what_lies_between() -> None:
     )
     course.end("a:1", F)
     assert course.asked() == ["a:1", "d:1"]
+    assert events.Noted("Skipped", "b", reason="a failed: goto d") in course.effects
     course.end("d:1")
     course.end("e:1")
     skipped = {"b": "SKIPPED", "c": "SKIPPED"}
@@ -106,6 +108,30 @@ def test_a_retry_by_a_person_leaves_what_is_done() -> None:
     assert course.state.status is C
 
 
+def test_a_retry_looks_at_the_list_as_it_is_by_then() -> None:
+    """For what is to be done; what is done keeps the item that it was done for."""
+    stage = {"name": "a", "forEach": "workflow.l", "configuration": {"i": "{{ item }}"}}
+    course = Course(stage, variables={"l": [1, 2]})
+    course.end("a.0:1", workflow_variables={"l": [3, 4]})
+    course.end("a.1:1", F)
+    course.do(events.RetryAsked())
+    course.do(events.Begun())
+    assert course.request("a.1:2")["configuration"] == {"i": 4}
+    assert [run.item for run in course.state.stages["a"].runs] == [1, 4]
+
+
+def test_a_retry_of_a_list_of_another_length_begins_it_anew() -> None:
+    """Above all the attempts that there were: no job has the id of another."""
+    course = Course({"name": "a", "forEach": "workflow.l"}, variables={"l": [1, 2]})
+    course.end("a.0:1", workflow_variables={"l": [3]})
+    course.end("a.1:1", F)
+    course.do(events.RetryAsked())
+    course.do(events.Begun())
+    assert course.asked()[2:] == ["a.0:2"]
+    course.end("a.0:2")
+    assert course.state.status is C
+
+
 def test_a_stage_is_tried_again_after_its_delay() -> None:
     course = Course({"name": "a", "retry": {"attempts": 2, "delay": 30}})
     course.end("a:1", F)
@@ -145,6 +171,7 @@ def test_what_runs_beside_a_failure_comes_to_its_end() -> None:
     course = Course({"name": "a"}, {"name": "b", "needs": []}, {"name": "c"}, {"name": "z", "always": True})
     course.end("a:1", F)
     assert course.asked() == ["a:1", "b:1"]
+    assert course.state.message == "a failed: b"
     course.end("b:1")
     assert course.asked() == ["a:1", "b:1", "z:1"]
     assert course.phases()["c"] == "NOT_RUN"
@@ -153,7 +180,8 @@ def test_what_runs_beside_a_failure_comes_to_its_end() -> None:
 def test_a_cancel_stops_what_runs_and_cleans_up() -> None:
     course = Course({"name": "a"}, {"name": "b"}, {"name": "z", "always": True})
     [cancel] = [e for e in course.do(events.CancelAsked(reason="why")) if isinstance(e, events.CancelJob)]
-    assert (cancel.execution_id, cancel.force) == ("w:a:1", False)
+    assert (cancel.execution_id, cancel.force, cancel.reason) == ("w:a:1", False, "why")
+    assert course.state.message == "cancelling: a"
     course.end("a:1", X)
     assert course.asked() == ["a:1", "z:1"]
     course.end("z:1")
@@ -229,7 +257,10 @@ def test_an_expression_of_the_wrong_kind_fails_its_stage(stage: dict[str, Any], 
     variables = {"n": 1, "long": list(range(1001)), "name": "x" * 256, "none": ""}
     course = Course({"name": "a", **stage}, variables=variables)
     assert course.state.error == {"type": "ExpressionError", "message": said}
-    assert course.noted() == ["Begun", "Failed a", "Failed"]
+    noted = [effect for effect in course.effects if isinstance(effect, events.Noted)]
+    assert [(each.event, each.stage, each.reason) for each in noted] == [
+        *(("Begun", "", ""), ("Failed", "a", said), ("Failed", "", f"stage a: ExpressionError: {said}"))
+    ]
     assert course.asked() == []
 
 
