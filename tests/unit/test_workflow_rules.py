@@ -121,15 +121,21 @@ def test_a_retry_looks_at_the_list_as_it_is_by_then() -> None:
 
 
 def test_a_retry_of_a_list_of_another_length_begins_it_anew() -> None:
-    """Above all the attempts that there were: no job has the id of another."""
-    course = Course({"name": "a", "forEach": "workflow.l"}, variables={"l": [1, 2]})
-    course.end("a.0:1", workflow_variables={"l": [3]})
+    """Above all the attempts that there were: no job has the id of another. What was done before is passed on no more."""
+    course = Course(
+        {"name": "a", "forEach": "workflow.l"},
+        {"name": "b", "configuration": {"e": "{{ stages.a.error }}"}},
+        variables={"l": [1, 2]},
+    )
+    course.end("a.0:1", job_variables={"k": 1}, workflow_variables={"l": [3]})
     course.end("a.1:1", F)
     course.do(events.RetryAsked())
     course.do(events.Begun())
     assert course.asked()[2:] == ["a.0:2"]
-    course.end("a.0:2")
-    assert course.state.status is C
+    assert course.state.finished_at is None
+    course.end("a.0:2", job_variables={"m": 1})
+    assert course.request("b:1")["jobContextVariables"] == {"m": 1}
+    assert course.request("b:1")["configuration"] == {"e": None}
 
 
 def test_a_stage_is_tried_again_after_its_delay() -> None:
