@@ -82,4 +82,4 @@ def _renew(stage: StageState, *, keep: bool) -> None:
         stage.runs = []
     for run in stage.runs:
         if run.phase is not Phase.COMPLETED:
-            run.phase, run.tries, run.error, run.then = Phase.WAITING, 0, None, ""
+            run.phase, run.tries, run.error = Phase.WAITING, 0, None

@@ -388,3 +388,17 @@ def test_a_list_that_may_fail_and_was_cut_short_goes_on_after_a_retry() -> None:
     for name in ("a.0:2", "a.2:1", "b:2"):
         course.end(name)
     assert course.phases() == {"a": "COMPLETED", "b": "COMPLETED", "c": "RUNNING"}
+
+
+def test_what_failed_before_a_retry_and_waits_again_has_not_failed_since() -> None:
+    parts = {"name": "a", "forEach": [1, 2, 3], "limit": 1, "onFailure": "continue"}
+    course = Course(parts, {"name": "b", "needs": []})
+    course.end("a.0:1", F)
+    course.end("b:1", F)
+    course.end("a.1:1", F)
+    course.do(events.RetryAsked())
+    course.do(events.Begun())
+    course.do(events.CancelAsked())
+    course.end("a.0:2", X)
+    runs = course.state.stages["a"].runs
+    assert [run.phase for run in runs] == [Phase.CANCELLED, Phase.NOT_RUN, Phase.NOT_RUN]
