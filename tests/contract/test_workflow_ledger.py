@@ -239,8 +239,9 @@ async def test_workflows_within_one_another_pass_on_what_they_are_pinned_to(
     assert [(kept.name, kept.state.status.value) for kept in page] == [
         *(("three", "COMPLETED"), ("two", "COMPLETED"), ("one", "COMPLETED"))
     ]
-    assert [entry.event for entry in reader.history("w")] == [
-        *("Accepted", "Begun", "Started", "Completed", "Completed")
+    assert [(entry.event, entry.actor) for entry in reader.history("w")] == [
+        *(("Accepted", "producer"), ("Begun", "coordinator"), ("Started", "coordinator")),
+        *(("Completed", "workflow"), ("Completed", "coordinator")),
     ]
 
 
@@ -321,10 +322,10 @@ async def test_what_is_no_workflow_is_a_dead_letter_and_told_once(ledger: SqlLed
     assert await ledger.coordinating(refused) == [Became.REFUSED] * 3
     letters = [each for each in await ledger.outbox(0, 100) if each.exchange == "t.dead"]
     assert [(each.headers or {})["x-jef-reason"] for each in letters] == ["workflow-invalid"] * 3
-    told = [each for each in await posted(ledger, "t.workflow-status") if each["status"] == "FAILED"]
-    assert [(each["workflowId"], each["message"]) for each in told] == [
-        ("new", "workflow-invalid: there is no workflow 'x'")
-    ]
+    outbox = [each for each in await ledger.outbox(0, 100) if each.exchange == "t.workflow-status"]
+    [told] = [json.loads(each.body) for each in outbox if each.routing_key == "x.failed"]
+    assert (told["workflowId"], told["status"]) == ("new", "FAILED")
+    assert told["message"] == "workflow-invalid: there is no workflow 'x'"
 
 
 async def test_a_cancel_that_came_first_is_applied_and_keeps_its_words(ledger: SqlLedger, url: str) -> None:

@@ -121,7 +121,7 @@ def test_a_retry_looks_at_the_list_as_it_is_by_then() -> None:
 
 
 def test_a_retry_of_a_list_of_another_length_begins_it_anew() -> None:
-    """Above all the attempts that there were: no job has the id of another. What was done before is passed on no more."""
+    """Above all the attempts that there were: no job has the id of another. What was done before is not passed on."""
     course = Course(
         {"name": "a", "forEach": "workflow.l"},
         {"name": "b", "configuration": {"e": "{{ stages.a.error }}"}},
@@ -192,6 +192,16 @@ def test_a_cancel_stops_what_runs_and_cleans_up() -> None:
     assert course.asked() == ["a:1", "z:1"]
     course.end("z:1")
     assert (course.state.status, course.state.message) == (X, "why")
+
+
+def test_what_is_done_stays_done_in_a_workflow_that_is_cancelled() -> None:
+    """Whoever cleans up finds it."""
+    cleaning = {"name": "z", "always": True, "configuration": {"r": "{{ stages.a.result }}"}}
+    course = Course({"name": "a", "forEach": [1, 2, 3], "limit": 1}, cleaning)
+    course.end("a.0:1", result="done")
+    course.do(events.CancelAsked())
+    course.end("a.1:1", X)
+    assert course.request("z:1")["configuration"] == {"r": ["done", None, None]}
 
 
 def test_variables_have_a_limit_and_an_error_that_says_so() -> None:
