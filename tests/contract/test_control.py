@@ -263,6 +263,18 @@ async def test_a_remembered_cancel_is_forgotten_in_time(life: Life) -> None:
     assert [row[1] for row in life.rows("tombstones")] == ["2"]
 
 
+@pytest.mark.parametrize("delay_s", [0.0, 50.0])
+async def test_what_was_handed_back_waits_anew_when_it_comes_again(life: Life, delay_s: float) -> None:
+    """As at any daemon that takes it: its time in the queue is not what it waited here before."""
+    await life.arrive("1", queue_timeout_s=10.0)
+    await life.ledger.hand_back()
+    life.clock.time += 100
+    not_before = life.clock.time + delay_s if delay_s else None
+    again = {"sequence": 9, "queue_timeout_s": 10.0, "not_before": not_before}
+    assert await life.arrive("1", **again) is Accepted.TAKEN_AGAIN
+    assert life.find("1").due_at == life.clock.time + delay_s + 10
+
+
 async def test_a_cancel_of_what_was_handed_back_meets_it_when_it_comes_again(life: Life) -> None:
     """Whoever has it now may be away: remembered, here too."""
     await life.arrive("1")
