@@ -74,6 +74,7 @@ async def test_a_change_its_requests_and_what_is_told_are_one_step(ledger: SqlLe
     assert await asked(ledger) == ["w:a:1", "w:b:1"]
     assert await ledger.coordinating([ended("nobody", "a")]) == [Became.IGNORED]
     await ledger.coordinating([ended("w", "b")])
+    assert not any("traceparent" in (each.headers or {}) for each in await ledger.outbox(0, 100))
     told = await posted(ledger, "t.workflow-status")
     assert [each["status"] for each in told] == ["QUEUED", "RUNNING", "RUNNING", "COMPLETED"]
     assert [each["sequence"] for each in told] == [1, 2, 3, 4]
@@ -307,8 +308,13 @@ async def test_a_cancel_goes_down_and_its_end_comes_up(ledger: SqlLedger, url: s
         "why",
         False,
     )
+    by_force = Control.model_validate({"command": "cancel", "workflowId": "w", "force": True})
+    await ledger.coordinating([WorkflowCommand(by_force)])
+    assert [command["force"] for command in await posted(ledger, "")] == [False, True]
     await ledger.coordinating([ended(key_of("w:s:1"), "s", status=Status.CANCELLED)])
     reader = WorkflowReader(url)
+    actors = [entry.actor for entry in reader.history("w:s:1") if entry.event == "CancelRequested"]
+    assert actors == ["workflow", "workflow"]
     assert [reader.find(each).state.status.value for each in ("w", "w:s:1")] == ["CANCELLED", "CANCELLED"]
 
 
@@ -398,6 +404,16 @@ async def test_a_command_takes_along_who_gave_it_why_and_how(ledger: SqlLedger, 
     assert history[0] == ("Accepted", "producer", "")
     assert ("Retried", "operator:ann", "mended") in history
     assert ("CancelRequested", "operator:ann", "wrong file") in history
+
+
+async def test_a_command_to_a_job_is_no_longer_than_it_may_be(ledger: SqlLedger) -> None:
+    """However long the words and the id are that somebody chose: one that is refused would stop nothing."""
+    longest = {"workflowId": "w" * 255, "reason": "r" * 1000}
+    await ledger.coordinating([begin(longest["workflowId"])])
+    await ledger.coordinating([WorkflowCommand(Control.model_validate({"command": "cancel", **longest}))])
+    [command] = await posted(ledger, "")
+    Control.model_validate(command)
+    assert (command["reason"], command["by"]) == (longest["reason"], f"workflow {'w' * 246}")
 
 
 async def test_an_answer_tells_the_status_after_all_that_follows_at_once(ledger: SqlLedger) -> None:

@@ -175,6 +175,17 @@ async def test_a_lock_of_two_that_is_taken_away_gives_the_other_back(
     assert state("w").status is Status.FAILED
 
 
+async def test_whatever_is_said_of_a_loss_the_jobs_are_stopped(ledger: SqlLedger, wire: Wire) -> None:
+    """A command whose reason is too long would be refused, and the job would run on without its lock."""
+    await ledger.coordinating([begin("w")])
+    await wire.settle()
+    await ledger.deciding([ForceRelease(resource="asset/1", owner=None, reason="r" * 1000, by="ops")])
+    await wire.hear()
+    outbox = await ledger.outbox(0, 10_000)
+    [command] = [json.loads(each.body) for each in outbox if each.routing_key == NAMES.control]
+    assert Control.model_validate(command).reason.startswith("a lock is lost: asset/1")
+
+
 async def test_where_losses_are_told_only_it_goes_on(url: str, clock: ManualClock, state: Any) -> None:
     async with SqlLedger(url, NAMES, clock, lost_locks_fail=False) as ledger:
         await ledger.coordinating([begin("w")])
