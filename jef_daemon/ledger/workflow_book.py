@@ -108,7 +108,6 @@ class WorkflowBook:
         self.write()
         if self._history:
             self._transaction.driver.change(_INSERT_HISTORY, *self._history)
-            self._history = []
 
     def note(self, workflow: Workflow, noted: events.Noted) -> None:
         """Add a line to the history of a workflow."""

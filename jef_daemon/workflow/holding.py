@@ -88,7 +88,6 @@ def refused(step: Step, event: LocksRefused) -> None:
 
 def timed_out(step: Step, event: LocksTimedOut) -> None:
     """It has waited long enough."""
-    _must_wait(step)
     if step.state.due_at is None or step.state.due_at > step.now:
         raise Refused("it may wait on")
     seconds = step.plan.definition.lock_timeout or 0

@@ -30,7 +30,7 @@ def start(step: Step, name: str, stage: StageState, spec: Stage, index: int, run
         run.phase, run.error = Phase.FAILED, {"type": kind, "message": str(error)}
         return
     run.phase, run.attempt, run.tries = Phase.RUNNING, attempt, run.tries + 1
-    run.sequence, run.timed_out, run.error = -1, False, None
+    run.sequence, run.error = -1, None
     run.started_at, run.finished_at = step.now, None
     stage.last_attempt = max(stage.last_attempt, attempt)
     step.effects.append(effect)

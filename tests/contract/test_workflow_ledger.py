@@ -351,6 +351,18 @@ async def test_a_cancel_that_came_first_is_applied_and_keeps_its_words(ledger: S
     ]
 
 
+async def test_what_is_over_as_it_comes_is_purged_too(
+    ledger: SqlLedger, url: str, clock: ManualClock
+) -> None:
+    cancel = Control.model_validate({"command": "cancel", "workflowId": "w"})
+    await ledger.commanding([Command(cancel, actor="operator:ann")])
+    await ledger.coordinating([begin("w")])
+    clock.time += 100
+    await ledger.purge(clock.time, 10)
+    with pytest.raises(NotFound):
+        WorkflowReader(url).find("w")
+
+
 async def test_commands_are_answered_and_say_why_not(ledger: SqlLedger) -> None:
     """For what is here; another coordinator, or nobody, answers for the rest."""
     await ledger.coordinating([begin("w")])

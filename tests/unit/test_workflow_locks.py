@@ -26,6 +26,10 @@ def of(kind: type[events.Effect], effects: list[events.Effect]) -> list[Any]:
     return [effect for effect in effects if isinstance(effect, kind)]
 
 
+def notes(course: Course) -> list[tuple[str, str, str]]:
+    return [(each.event, each.actor, each.reason) for each in of(events.Noted, course.effects)]
+
+
 def stage_locks(course: Course, job: str) -> list[tuple[str, str]]:
     return [(lock["resource"], str(lock["mode"])) for lock in course.request(job)["locks"]]
 
@@ -38,7 +42,11 @@ def test_nothing_begins_before_all_is_granted() -> None:
     course.do(GRANTED)
     assert (course.state.status.value, course.asked()) == ("RUNNING", ["a:1"])
     assert [held.token for held in course.state.locks] == [33]
-    assert course.noted() == ["LocksAsked", "LocksGranted", "Begun", "Started a"]
+    told = "asset/42 EXCLUSIVE"
+    assert notes(course) == [
+        *(("LocksAsked", "coordinator", told), ("LocksGranted", "locks", f"{told}, number 33")),
+        *(("Begun", "coordinator", ""), ("Started", "coordinator", "w:a:1")),
+    ]
 
 
 def test_it_says_what_it_asks_for_and_when_it_began() -> None:
@@ -112,7 +120,8 @@ def test_a_lost_lock_stops_what_runs_and_fails_the_workflow() -> None:
     course = Course({"name": "a"}, {"name": "b", "needs": []}, STAGES[2], **ASSET)
     course.do(GRANTED)
     lost = course.do(events.LocksLost(reason=GONE))
-    assert [cancel.execution_id for cancel in of(events.CancelJob, lost)] == ["w:a:1", "w:b:1"]
+    stopped = [(cancel.execution_id, cancel.reason, cancel.force) for cancel in of(events.CancelJob, lost)]
+    assert stopped == [(name, f"a lock is lost: {GONE}", False) for name in ("w:a:1", "w:b:1")]
     assert course.state.message == "its locks are lost: a, b"
     course.end("a:1", X)
     course.end("b:1")  # it was done first
@@ -149,7 +158,8 @@ def test_where_a_loss_is_only_told_it_goes_on() -> None:
     course = Course({"name": "a"}, {"name": "b", "locks": [{"resource": "asset/42"}]}, **ASSET)
     course.do(GRANTED)
     effects = course.do(events.LocksLost(reason=GONE, is_failure=False))
-    assert [type(effect) for effect in effects] == [events.Noted]
+    told = f"{GONE}; it goes on: locks.on_lost is tell"
+    assert effects == [events.Noted("LocksLost", actor="locks", reason=told)]
     course.end("a:1")
     assert stage_locks(course, "b:1") == [("asset/42", "EXCLUSIVE")]
     course.end("b:1")
@@ -189,6 +199,22 @@ def test_a_resource_that_is_named_twice_is_wanted_in_the_stronger_mode() -> None
     course = Course(*STAGES, locks=[{"resource": name, "mode": mode} for name, mode in names])
     [asked] = of(events.AskLocks, course.effects)
     assert asked.locks == (("r", Mode.EXCLUSIVE), ("s", Mode.SHARED))
+
+
+@pytest.mark.parametrize(
+    ("resource", "name"),
+    [
+        ("job/{{ workflowId }}", "job/w"),
+        ("{{ workflow.asset }}", "42"),
+        ("{{ workflow.long }}", "x" * 255),
+    ],
+)
+def test_a_name_is_made_of_what_is_known_before_it_begins(resource: str, name: str) -> None:
+    """As long as a name may be; a number is written out."""
+    known = {"asset": 42, "long": "x" * 255}
+    course = Course(*STAGES, variables=known, locks=[{"resource": resource}])
+    [asked] = of(events.AskLocks, course.effects)
+    assert asked.locks == ((name, Mode.EXCLUSIVE),)
 
 
 def test_an_expression_without_a_value_fails_it_before_it_begins() -> None:

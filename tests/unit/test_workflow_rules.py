@@ -143,8 +143,33 @@ def test_a_stage_is_tried_again_after_its_delay() -> None:
     course.end("a:1", F)
     assert "notBefore" not in course.request("a:1")
     assert course.request("a:2")["notBefore"] == "1970-01-01T00:02:10.000Z"
+    assert course.state.stages["a"].runs[0].finished_at is None
     course.end("a:2", F)
     assert course.state.status is F
+
+
+def test_whoever_retries_has_all_attempts_again() -> None:
+    """The first of them at once."""
+    course = Course({"name": "a", "retry": {"attempts": 2, "delay": 30}})
+    course.end("a:1", F)
+    course.end("a:2", F)
+    course.do(events.RetryAsked())
+    course.do(events.Begun())
+    course.end("a:3", F)
+    assert course.asked() == ["a:1", "a:2", "a:3", "a:4"]
+    assert "notBefore" not in course.request("a:3")
+    assert "notBefore" in course.request("a:4")
+    course.end("a:4", F)
+    assert course.state.status is F
+
+
+def test_a_job_that_is_tried_again_counts_as_one_that_runs() -> None:
+    """Its failure before that ends no list."""
+    course = Course({"name": "a", "forEach": [1, 2], "limit": 1, "retry": {"attempts": 2}})
+    course.end("a.0:1", F)
+    assert course.asked() == ["a.0:1", "a.0:2"]
+    course.end("a.0:2")
+    assert course.asked() == ["a.0:1", "a.0:2", "a.1:1"]
 
 
 def test_timed_out_fails_nothing_by_itself() -> None:
