@@ -47,17 +47,16 @@ def _complete(step: Step, event: Ended, run: Run, name: str) -> None:
         return
     step.state.context = context
     step.state.origins |= dict.fromkeys(event.workflow_variables, event.stage)
-    run.phase, run.result, run.error, run.then = Phase.COMPLETED, event.result, None, ""
+    run.phase, run.result = Phase.COMPLETED, event.result
     run.variables = dict(event.job_variables)
     step.note("Completed", name, event.actor, event.result)
 
 
 def _stop(step: Step, event: Ended, run: Run, name: str) -> None:
-    then, run.then = run.then, ""
-    if then == "retry" and step.goes_on(event.stage):
+    if run.then == "retry" and step.goes_on(event.stage):
         step.note("Retried", name, reason="its job was TIMED_OUT and is cancelled")
         run.phase = Phase.WAITING
-    elif then in {"fail", "retry"}:
+    elif run.then in {"fail", "retry"}:
         _fail(
             step,
             event.stage,
@@ -66,7 +65,7 @@ def _stop(step: Step, event: Ended, run: Run, name: str) -> None:
             name,
             is_final=True,
         )
-    elif then == "cancel":
+    elif run.then == "cancel":
         run.phase = Phase.CANCELLED
         step.note("Cancelled", name, event.actor, event.reason)
     else:
@@ -78,10 +77,9 @@ def _fail(
     step: Step, stage: str, run: Run, error: dict[str, Any], name: str, *, is_final: bool = False
 ) -> None:
     run.error = {key: error[key] for key in ("type", "message")}
-    then, run.then = run.then, ""
     retry = step.plan.stages[stage].retry
     said = f"{error['type']}: {error['message']}".removesuffix(": ")
-    if then == "cancel":
+    if run.then == "cancel":
         run.phase = Phase.CANCELLED
     elif not is_final and run.tries < retry.attempts and step.goes_on(stage):
         run.phase = Phase.WAITING

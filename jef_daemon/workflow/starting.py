@@ -18,7 +18,7 @@ from jef_daemon.workflow.step import Step
 def start(step: Step, name: str, stage: StageState, spec: Stage, index: int, run: Run) -> None:
     """Ask for a job of a stage; without a value for one of its expressions it has failed."""
     is_list = stage.is_list
-    seen = names(step, name) | ({"item": run.item, "index": index} if is_list else {})
+    seen = names(step, name) | {"item": run.item, "index": index}  # only those of a list may name them
     attempt = run.attempt + 1
     identity = execution_id(step.state.key, name, index if is_list else None, attempt)
     try:
@@ -30,7 +30,7 @@ def start(step: Step, name: str, stage: StageState, spec: Stage, index: int, run
         run.phase, run.error = Phase.FAILED, {"type": kind, "message": str(error)}
         return
     run.phase, run.attempt, run.tries = Phase.RUNNING, attempt, run.tries + 1
-    run.sequence, run.error = -1, None
+    run.sequence, run.error, run.then = -1, None, ""
     run.started_at, run.finished_at = step.now, None
     stage.last_attempt = max(stage.last_attempt, attempt)
     step.effects.append(effect)

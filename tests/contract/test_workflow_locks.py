@@ -213,16 +213,17 @@ async def test_waiting_for_locks_counts_among_those_that_run(
     assert state("w-2").status is Status.WAITING_FOR_LOCK
 
 
+@pytest.mark.parametrize("by", [3600, -3600])
 async def test_a_wait_ends_in_time_also_when_the_clock_is_set(
-    ledger: SqlLedger, wire: Wire, clock: ManualClock, state: Any
+    ledger: SqlLedger, wire: Wire, clock: ManualClock, state: Any, by: float
 ) -> None:
     await ledger.deciding([Acquire(owner="other", locks=(("asset/1", Mode.EXCLUSIVE),), lease_s=100_000)])
     await ledger.coordinating([begin("w", {**ALONE, "lockTimeout": 60})])
     await wire.settle()
     clock.time += 30
     await ledger.go_on_locking(0)
-    clock.time += 3600
-    await ledger.shift_clocks(3600)
+    clock.time += by
+    await ledger.shift_clocks(by)
     await ledger.go_on_locking(0)
     assert state("w").status is Status.WAITING_FOR_LOCK
     clock.time += 29

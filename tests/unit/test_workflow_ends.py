@@ -95,6 +95,16 @@ def test_a_timed_out_job_is_stopped_once_and_tried_as_often_as_it_may() -> None:
     assert course.state.message == "stage a: TimedOut: its job was TIMED_OUT"
 
 
+def test_a_timed_out_job_that_fails_before_it_is_stopped_is_tried_again() -> None:
+    """The next is another job: silent in its turn, it is stopped as the first was to be."""
+    course = Course({"name": "a", "onTimeout": "retry", "retry": {"attempts": 3}})
+    course.end("a:1", T)
+    course.end("a:1", F, sequence=1)
+    assert course.asked() == ["a:1", "a:2"]
+    assert course.state.message == "a"
+    assert cancels(course.end("a:2", T)) == ["w:a:2"]
+
+
 def test_of_a_list_the_job_that_timed_out_is_stopped() -> None:
     course = Course({"name": "a", "onTimeout": "fail", "forEach": [1, 2, 3]})
     assert cancels(course.end("a.1:1", T)) == ["w:a.1:1"]

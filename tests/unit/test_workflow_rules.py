@@ -82,6 +82,7 @@ def test_a_list_is_filled_up_to_its_limit_and_collected_in_its_order() -> None:
         {"name": "b", "configuration": {"r": "{{ stages.a.result }}", "v": "{{ stages.a.variables[2].n }}"}},
     )
     assert course.asked() == ["a.0:1", "a.1:1"]
+    assert course.noted() == ["Begun", "Started a.0", "Started a.1"]
     course.end("a.1:1", result="second", job_variables={"n": 1})
     assert course.asked() == ["a.0:1", "a.1:1", "a.2:1"]
     assert course.request("a.2:1")["configuration"] == {"i": "2z"}
@@ -89,6 +90,7 @@ def test_a_list_is_filled_up_to_its_limit_and_collected_in_its_order() -> None:
     course.end("a.0:1", result="first", job_variables={"n": 0})
     assert course.request("b:1")["configuration"] == {"r": ["first", "second", "third"], "v": 2}
     assert course.request("b:1")["jobContextVariables"] == {"n": 2}
+    assert course.noted()[3:5] == ["Completed a.1", "Started a.2"]
 
 
 def test_a_retry_by_a_person_leaves_what_is_done() -> None:
@@ -350,6 +352,27 @@ def test_expressions_see_stages_that_have_ended_and_no_others() -> None:
     course.end("a:1", result="done", job_variables={"k": 1})
     seen = course.request("c:1")["configuration"]["x"]
     assert seen == {"a": {"status": "COMPLETED", "error": None, "result": "done", "variables": {"k": 1}}}
+
+
+def test_a_request_says_all_that_a_job_is_to_know() -> None:
+    stage = {
+        "name": "a",
+        "configuration": {"of": "{{ workflowId }}", "more": 1},
+        "locks": [{"resource": "r", "mode": "SHARED"}],
+        "timeouts": {"queue": 1, "update": 2},
+        "priority": 3,
+    }
+    assert Course(stage, variables={"v": 1}).request("a:1") == {
+        "executionId": "w:a:1",
+        "workflowId": "w",
+        "stage": "a",
+        "configuration": {"of": "w", "more": 1},
+        "jobContextVariables": {},
+        "workflowContextVariables": {"v": 1},
+        "locks": [{"resource": "r", "mode": "SHARED"}],
+        "priority": 3,
+        "timeouts": {"queue": 1, "lock": None, "update": 2, "execution": None},
+    }
 
 
 def test_a_request_has_a_limit_and_an_error_that_says_so() -> None:
