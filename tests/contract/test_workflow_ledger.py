@@ -78,6 +78,7 @@ async def test_a_change_its_requests_and_what_is_told_are_one_step(ledger: SqlLe
     told = await posted(ledger, "t.workflow-status")
     assert [each["status"] for each in told] == ["QUEUED", "RUNNING", "RUNNING", "COMPLETED"]
     assert [each["sequence"] for each in told] == [1, 2, 3, 4]
+    assert [each["progress"] for each in told] == [0, 0, 50, 100]
     assert WorkflowReader(url).find("w").state.status is Status.COMPLETED
 
 

@@ -78,6 +78,7 @@ def test_a_timed_out_job_is_tried_again_once_it_is_stopped() -> None:
     assert course.noted() == [
         *("Begun", "Started a", "TimedOut a", "Retried a", "Started a", "Completed a", "Completed")
     ]
+    assert events.Noted("Retried", "a", reason="its job was TIMED_OUT and is cancelled") in course.effects
 
 
 def cancels(effects: list[events.Effect]) -> list[str]:
@@ -151,6 +152,7 @@ def test_a_timed_out_job_is_not_tried_again_in_a_workflow_that_has_failed() -> N
     course.end("a:1", X)
     assert course.asked() == ["a:1", "b:1"]
     assert (course.state.status, course.phases()["a"]) == (F, "FAILED")
+    assert course.state.stages["a"].error == {"type": "TimedOut", "message": "its job was TIMED_OUT"}
 
 
 @pytest.mark.parametrize("sequence", [3, 2])
@@ -283,6 +285,7 @@ def test_a_job_that_is_being_cancelled_is_cancelled_however_it_ends(status: Stat
     course.do(events.CancelAsked(reason="why"))
     course.end("a:1", status, error={"type": "E", "message": "m"})
     assert (course.phases(), course.asked()) == ({"a": "CANCELLED"}, ["a:1"])
+    assert course.noted()[2:] == ["CancelRequested", "Cancelled a", "Cancelled"]
     assert (course.state.status, course.state.message) == (X, "why")
 
 

@@ -143,6 +143,17 @@ def test_a_lost_lock_stops_what_runs_and_fails_the_workflow() -> None:
     assert course.state.status is C
 
 
+def test_a_lock_that_is_lost_after_a_failure_changes_nothing_of_why() -> None:
+    course = Course({"name": "a"}, {"name": "b", "needs": []}, STAGES[2], **ASSET)
+    course.do(GRANTED)
+    course.end("a:1", F)
+    course.do(events.LocksLost(reason=GONE))
+    course.end("b:1", X)
+    course.end("z:1")
+    assert (course.state.status, course.state.message) == (F, "stage a: Failed")
+    assert course.phases()["b"] == "CANCELLED"
+
+
 def test_a_lock_that_is_lost_while_it_cleans_up_lets_that_go_on() -> None:
     course = Course(*STAGES, **ASSET)
     course.do(GRANTED)
@@ -170,6 +181,7 @@ def test_what_can_never_be_granted_fails_it() -> None:
     course = Course(*STAGES, **ASSET)
     assert of(events.ReleaseLocks, course.do(events.LocksRefused(reason="a name of 300 characters")))
     assert (course.state.status, course.state.message) == (F, "LockRefused: a name of 300 characters")
+    assert notes(course)[1] == ("LockRefused", "locks", "a name of 300 characters")
     assert set(course.phases().values()) == {"NOT_RUN"}
     running = Course(*STAGES, **ASSET)
     running.do(GRANTED)
@@ -311,6 +323,8 @@ def test_names_are_short_enough_and_lead_back() -> None:
         course.state.workflow_id = name
         assert key_of_owner(owner) is not None
         assert len(within(owner, "r" * 255)) <= 255
+    assert lock_owner("x" * 246) == "workflow/" + "x" * 246
+    assert within("workflow/w", "r" * 244) == "workflow/w/" + "r" * 244
     assert key_of_owner("w-9:a:1") is None
     assert key_of_owner("workflow/w-9") == "w-9"
     assert len({within("workflow/w", "r" * 254 + end) for end in "ab"}) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from pydantic_core import to_json
 
 from jef_daemon.lifecycle import Status
 from jef_daemon.workflow import events
-from jef_daemon.workflow.state import Bounds, key_of, parsed
+from jef_daemon.workflow.state import Bounds, decode, encode, key_of, parsed
 from tests.support.courses import Course
 
 C, F, X, T = Status.COMPLETED, Status.FAILED, Status.CANCELLED, Status.TIMED_OUT
@@ -235,9 +236,9 @@ def test_variables_have_a_limit_and_an_error_that_says_so() -> None:
     most = Course({"name": "a"}, bounds=Bounds(variables_bytes=110))
     most.end("a:1", workflow_variables={"big": "x" * 100})
     assert most.state.status is C
-    course = Course({"name": "a"}, bounds=Bounds(variables_bytes=50))
+    course = Course({"name": "a", "retry": {"attempts": 2}}, bounds=Bounds(variables_bytes=50))
     course.end("a:1", workflow_variables={"big": "x" * 100})
-    assert course.state.status is F
+    assert course.state.status is F, "another job would answer the same"
     assert course.state.error == {
         "type": "VariablesTooLong",
         "message": "the workflow's variables would have 110 bytes; 50 are allowed",
@@ -255,8 +256,16 @@ def test_keys_are_fit_for_execution_ids_and_tell_workflows_apart() -> None:
     keys = [key_of(each) for each in ids]
     assert len(set(keys)) == len(ids)
     assert all(len(key) <= 64 and ":" not in key for key in keys)
+    assert key_of("x" * 64) == "x" * 64
     assert parsed("w-9:each.12:3") == ("w-9", "each", 12, 3)
-    assert [parsed(each) for each in ("624", "a:b", "a:b:c", "a:b.x:1", ":b:1")] == [None] * 5
+    others = ("624", "a:b", "a:b:c", "a:b.x:1", ":b:1", "a::1", "a:b:\N{ARABIC-INDIC DIGIT ONE}")
+    assert [parsed(each) for each in (*others, "a:b.\N{ARABIC-INDIC DIGIT ONE}:1")] == [None] * 8
+
+
+def test_what_an_earlier_version_kept_and_this_one_does_not_know_is_left_out() -> None:
+    state = Course({"name": "a"}).state
+    kept = {**json.loads(encode(state)), "began": True}
+    assert decode(json.dumps(kept)) == state
 
 
 # --- lists and conditions --------------------------------------------------------------------------------
