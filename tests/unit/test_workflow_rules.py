@@ -9,11 +9,26 @@ import pytest
 from pydantic_core import to_json
 
 from jef_daemon.lifecycle import Status
-from jef_daemon.workflow import events
+from jef_daemon.workflow import events, law
+from jef_daemon.workflow.definition import Definition
+from jef_daemon.workflow.plan import plan
 from jef_daemon.workflow.state import Bounds, decode, encode, key_of, parsed
 from tests.support.courses import Course
 
 C, F, X, T = Status.COMPLETED, Status.FAILED, Status.CANCELLED, Status.TIMED_OUT
+
+
+def test_a_workflow_begins_with_what_its_request_brings() -> None:
+    """And with what its definition says beside; without what that requires it does not begin."""
+    stages = [{"name": "a", "action": "a"}]
+    spelled = {"name": "w", "variables": {"x": 0, "y": 0}, "required": ["asset", "source"], "stages": stages}
+    ready = plan(Definition.model_validate(spelled))
+    with pytest.raises(events.Refused, match="variables: asset, source required by the workflow 'w'"):
+        law.new(ready, "w", {"asset": None}, 0, 0.0)
+    state = law.new(ready, "w", {"asset": 1, "source": 2, "x": 3}, 5, 7.0)
+    assert state.context == {"x": 3, "y": 0, "asset": 1, "source": 2}
+    said = {"x": "request", "y": "definition", "asset": "request", "source": "request"}
+    assert (state.origins, state.priority, state.created_at) == (said, 5, 7.0)
 
 
 def test_a_join_waits_for_all_and_later_needs_win() -> None:
