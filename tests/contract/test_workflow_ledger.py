@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,10 @@ from jef_daemon.lifecycle import Execution, Status
 from jef_daemon.messages import Control
 from jef_daemon.names import Names
 from jef_daemon.ports import Arrival, Capacity, Command, Delivery, Refusal
-from jef_daemon.workflow import events
 from jef_daemon.workflow.definition import Definition
-from jef_daemon.workflow.inputs import Became, Begin, JobEnded, RefusedRequest, WorkflowCommand
-from jef_daemon.workflow.state import key_of
+from jef_daemon.workflow.inputs import Became, Begin, RefusedRequest, WorkflowCommand
 from tests.support.clock import ManualClock
-
-ROW = {
-    "name": "row",
-    "concurrency": 1,
-    "stages": [{"name": "a", "action": "x"}, {"name": "b", "action": "x"}],
-}
+from tests.support.kept_workflows import ROW, asked, begin, ended, posted
 
 
 @pytest.fixture
@@ -48,23 +41,6 @@ def clock() -> ManualClock:
 async def ledger(url: str, clock: ManualClock) -> AsyncIterator[SqlLedger]:
     async with SqlLedger(url, Names("t"), clock) as opened:
         yield opened
-
-
-def begin(workflow_id: str, definition: Mapping[str, Any] = ROW, **more: Any) -> Begin:
-    body = Definition.model_validate(definition).canonical()
-    return Begin(workflow_id, definition["name"], {definition["name"]: body}, **more)
-
-
-def ended(key: str, stage: str, attempt: int = 1, status: Status = Status.COMPLETED) -> JobEnded:
-    return JobEnded(key, events.Ended(stage=stage, index=None, attempt=attempt, status=status))
-
-
-async def posted(ledger: SqlLedger, exchange: str) -> list[dict[str, Any]]:
-    return [json.loads(each.body) for each in await ledger.outbox(0, 10_000) if each.exchange == exchange]
-
-
-async def asked(ledger: SqlLedger) -> list[str]:
-    return [request["executionId"] for request in await posted(ledger, "t.jobs")]
 
 
 async def test_a_change_its_requests_and_what_is_told_are_one_step(ledger: SqlLedger, url: str) -> None:
@@ -212,111 +188,6 @@ def definitions(url: str) -> set[str]:
         found = set(connection.scalars(text("SELECT revision FROM workflow_definitions")))
     engine.dispose()
     return found
-
-
-def nested(*names: str) -> dict[str, str]:
-    """Workflows within one another, the first around all; the last has a job."""
-    found = {}
-    for name, inner in zip(names, (*names[1:], None), strict=True):
-        stage = {"name": "s", "action": "x"} if inner is None else {"name": "s", "workflow": inner}
-        found[name] = Definition.model_validate({"name": name, "stages": [stage]}).canonical()
-    return found
-
-
-async def test_workflows_within_one_another_pass_on_what_they_are_pinned_to(
-    ledger: SqlLedger, url: str
-) -> None:
-    """And the producer's span; the end of the innermost is the end of all."""
-    span = "00-" + "1" * 32 + "-" + "2" * 16 + "-01"
-    await ledger.coordinating([Begin("w", "one", nested("one", "two", "three"), traceparent=span)])
-    [job] = [each for each in await ledger.outbox(0, 100) if each.exchange == "t.jobs"]
-    assert (job.headers or {})["traceparent"] == span
-    told = [each for each in await ledger.outbox(0, 100) if each.exchange == "t.workflow-status"]
-    assert {(each.headers or {})["traceparent"] for each in told} == {span}
-    key = json.loads(job.body)["executionId"].partition(":")[0]
-    assert await ledger.workflow_actions() == {"x"}
-    await ledger.coordinating([ended(key, "s")])
-    reader = WorkflowReader(url)
-    page, _ = reader.page([], None, 10)
-    assert [(kept.name, kept.state.status.value) for kept in page] == [
-        *(("three", "COMPLETED"), ("two", "COMPLETED"), ("one", "COMPLETED"))
-    ]
-    assert [(entry.event, entry.actor) for entry in reader.history("w")] == [
-        *(("Accepted", "producer"), ("Begun", "coordinator"), ("Started", "coordinator")),
-        *(("Completed", "workflow"), ("Completed", "coordinator")),
-    ]
-
-
-async def test_the_context_of_a_workflow_within_is_what_its_stage_passes_on(ledger: SqlLedger) -> None:
-    """The outer context stays as it is."""
-    stages = [{"name": "s", "workflow": "two"}, {"name": "b", "action": "x"}]
-    bodies = nested("two") | {
-        "one": Definition.model_validate({"name": "one", "stages": stages, "variables": {"k": 0}}).canonical()
-    }
-    await ledger.coordinating([Begin("w", "one", bodies)])
-    end = events.Ended(stage="s", index=None, attempt=1, status=Status.COMPLETED, workflow_variables={"k": 1})
-    await ledger.coordinating([JobEnded(key_of("w:s:1"), end)])
-    request = (await posted(ledger, "t.jobs"))[-1]
-    assert request["executionId"] == "w:b:1"
-    assert (request["jobContextVariables"], request["workflowContextVariables"]) == ({"k": 1}, {"k": 0})
-
-
-async def test_a_workflow_within_that_somebody_cancels_fails_its_stage_and_says_why(
-    ledger: SqlLedger, url: str
-) -> None:
-    await ledger.coordinating([Begin("w", "one", nested("one", "two"))])
-    cancel = Control.model_validate({"command": "cancel", "workflowId": "w:s:1", "reason": "wrong file"})
-    await ledger.coordinating([WorkflowCommand(cancel)])
-    await ledger.coordinating([ended(key_of("w:s:1"), "s", status=Status.CANCELLED)])
-    assert WorkflowReader(url).find("w").state.message == "stage s: Cancelled: wrong file"
-
-
-async def test_a_workflow_within_begins_with_the_one_around_it_whose_turn_comes(ledger: SqlLedger) -> None:
-    one, two = (Definition.model_validate_json(body) for body in nested("one", "two").values())
-    first = one.model_copy(update={"concurrency": 1})
-    bodies = {each.name: each.canonical() for each in (first, two)}
-    await ledger.coordinating([Begin("w-1", "one", bodies), Begin("w-2", "one", bodies)])
-    assert await asked(ledger) == [f"{key_of('w-1:s:1')}:s:1"]
-    await ledger.coordinating([ended(key_of("w-1:s:1"), "s")])
-    assert await asked(ledger) == [f"{key_of(f'{name}:s:1')}:s:1" for name in ("w-1", "w-2")]
-
-
-async def test_workflows_are_not_within_one_another_for_ever(ledger: SqlLedger, url: str) -> None:
-    names = [f"w{number}" for number in range(11)]
-    await ledger.coordinating([Begin("w", "w0", nested(*names))])
-    assert "10 workflows within one another are allowed" in WorkflowReader(url).find("w").state.message
-    assert await asked(ledger) == []
-    await ledger.coordinating([Begin("most", "w1", nested(*names[1:]))])
-    assert len(await asked(ledger)) == 1
-
-
-async def test_a_workflow_within_does_not_take_the_id_of_another(ledger: SqlLedger, url: str) -> None:
-    """Whoever has it already goes on; the stage fails, and says why."""
-    await ledger.coordinating([begin("w:s:1")])
-    await ledger.coordinating([Begin("w", "one", nested("one", "two"))])
-    reader = WorkflowReader(url)
-    assert reader.find("w").state.message == "stage s: RequestRefused: there is a workflow 'w:s:1' already"
-    assert reader.find("w:s:1").name == "row"
-
-
-async def test_a_cancel_goes_down_and_its_end_comes_up(ledger: SqlLedger, url: str) -> None:
-    await ledger.coordinating([Begin("w", "one", nested("one", "two"))])
-    cancel = Control.model_validate({"command": "cancel", "workflowId": "w", "reason": "why"})
-    await ledger.coordinating([WorkflowCommand(cancel)])
-    [command] = await posted(ledger, "")
-    assert (command["executionId"], command["reason"], command["force"]) == (
-        f"{key_of('w:s:1')}:s:1",
-        "why",
-        False,
-    )
-    by_force = Control.model_validate({"command": "cancel", "workflowId": "w", "force": True})
-    await ledger.coordinating([WorkflowCommand(by_force)])
-    assert [command["force"] for command in await posted(ledger, "")] == [False, True]
-    await ledger.coordinating([ended(key_of("w:s:1"), "s", status=Status.CANCELLED)])
-    reader = WorkflowReader(url)
-    actors = [entry.actor for entry in reader.history("w:s:1") if entry.event == "CancelRequested"]
-    assert actors == ["workflow", "workflow"]
-    assert [reader.find(each).state.status.value for each in ("w", "w:s:1")] == ["CANCELLED", "CANCELLED"]
 
 
 async def test_what_is_no_workflow_is_a_dead_letter_and_told_once(ledger: SqlLedger) -> None:

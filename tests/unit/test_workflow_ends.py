@@ -6,7 +6,6 @@ import pytest
 
 from jef_daemon.lifecycle import Status
 from jef_daemon.workflow import events
-from jef_daemon.workflow.state import Phase
 from tests.support.courses import Course
 
 C, F, X, T = Status.COMPLETED, Status.FAILED, Status.CANCELLED, Status.TIMED_OUT
@@ -268,16 +267,6 @@ def test_a_cancel_by_force_leaves_out_the_cleaning_up() -> None:
     assert late.state.status is X
 
 
-def test_a_cancel_by_force_begins_nothing_though_what_it_stops_is_done_first() -> None:
-    """The rest of a list that cleans up would run on, and nobody would have asked it to stop."""
-    cleaning = {"name": "z", "always": True, "forEach": [1, 2], "limit": 1}
-    course = Course({"name": "a", "when": False}, cleaning)
-    course.do(events.CancelAsked(force=True))
-    course.end("z.0:1", C)
-    assert course.asked() == ["z.0:1"]
-    assert (course.phases()["z"], course.state.status) == ("NOT_RUN", X)
-
-
 @pytest.mark.parametrize("status", [X, F])
 def test_a_job_that_is_being_cancelled_is_cancelled_however_it_ends(status: Status) -> None:
     """No failure of the workflow's, and no other job, though it might have had one."""
@@ -361,57 +350,3 @@ def test_of_two_failures_the_first_is_the_workflows() -> None:
     course.end("b:1", F, error={"type": "E", "message": "first"})
     course.end("a:1", F, error={"type": "E", "message": "second"})
     assert course.state.message == "stage b: E: first"
-
-
-def test_what_waits_to_be_tried_again_has_failed_with_its_list() -> None:
-    """It has run, and it says why it failed: no person is to take it for one that never began."""
-    course = Course({"name": "a", "forEach": [1, 2], "retry": {"attempts": 2}})
-    course.end("a.0:1", F)
-    course.end("a.0:2", F)
-    course.end("a.1:1", F, error={"type": "E", "message": "m"})
-    assert course.asked() == ["a.0:1", "a.1:1", "a.0:2"]
-    runs = course.state.stages["a"].runs
-    assert [run.phase for run in runs] == [Phase.FAILED, Phase.FAILED]
-    assert runs[1].error == {"type": "E", "message": "m"}
-
-
-# --- a list that was cut short ---------------------------------------------------------------------------
-
-
-def test_a_list_that_may_fail_is_cancelled_where_a_cancel_cuts_it_short() -> None:
-    """It has not passed: the workflow is no COMPLETED one."""
-    course = Course({"name": "a", "forEach": [1, 2], "limit": 1, "onFailure": "continue"})
-    course.end("a.0:1", F)
-    course.do(events.CancelAsked(reason="why"))
-    course.end("a.1:1", X)
-    assert (course.phases(), course.state.status, course.state.message) == ({"a": "CANCELLED"}, X, "why")
-
-
-def test_a_list_that_may_fail_and_was_cut_short_goes_on_after_a_retry() -> None:
-    """With what failed of it too; what comes behind it waits for all."""
-    parts = {"name": "a", "forEach": [1, 2, 3], "limit": 2, "onFailure": "continue"}
-    course = Course(parts, {"name": "b", "needs": []}, {"name": "c", "needs": "a"})
-    course.end("b:1", F)
-    course.end("a.0:1", F)
-    course.end("a.1:1")
-    assert course.phases() == {"a": "NOT_RUN", "b": "FAILED", "c": "NOT_RUN"}
-    course.do(events.RetryAsked())
-    course.do(events.Begun())
-    assert course.asked()[3:] == ["a.0:2", "a.2:1", "b:2"]
-    for name in ("a.0:2", "a.2:1", "b:2"):
-        course.end(name)
-    assert course.phases() == {"a": "COMPLETED", "b": "COMPLETED", "c": "RUNNING"}
-
-
-def test_what_failed_before_a_retry_and_waits_again_has_not_failed_since() -> None:
-    parts = {"name": "a", "forEach": [1, 2, 3], "limit": 1, "onFailure": "continue"}
-    course = Course(parts, {"name": "b", "needs": []})
-    course.end("a.0:1", F)
-    course.end("b:1", F)
-    course.end("a.1:1", F)
-    course.do(events.RetryAsked())
-    course.do(events.Begun())
-    course.do(events.CancelAsked())
-    course.end("a.0:2", X)
-    runs = course.state.stages["a"].runs
-    assert [run.phase for run in runs] == [Phase.CANCELLED, Phase.NOT_RUN, Phase.NOT_RUN]

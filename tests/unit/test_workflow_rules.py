@@ -1,4 +1,4 @@
-"""The law of workflows, each rule by itself: who starts when, with which variables. `test_workflow_ends`: the ends."""
+"""The law of workflows, each rule by itself: who starts when, with which variables. Beside: ends, lists, locks."""
 
 from __future__ import annotations
 
@@ -87,28 +87,6 @@ def test_without_a_failure_the_target_of_a_goto_comes_in_its_turn() -> None:
     assert course.asked() == ["a:1", "b:1"]
 
 
-def test_a_list_is_filled_up_to_its_limit_and_collected_in_its_order() -> None:
-    course = Course(
-        {
-            "name": "a",
-            "forEach": ["x", "y", "z"],
-            "limit": 2,
-            "configuration": {"i": "{{ index }}{{ item }}"},
-        },
-        {"name": "b", "configuration": {"r": "{{ stages.a.result }}", "v": "{{ stages.a.variables[2].n }}"}},
-    )
-    assert course.asked() == ["a.0:1", "a.1:1"]
-    assert course.noted() == ["Begun", "Started a.0", "Started a.1"]
-    course.end("a.1:1", result="second", job_variables={"n": 1})
-    assert course.asked() == ["a.0:1", "a.1:1", "a.2:1"]
-    assert course.request("a.2:1")["configuration"] == {"i": "2z"}
-    course.end("a.2:1", result="third", job_variables={"n": 2})
-    course.end("a.0:1", result="first", job_variables={"n": 0})
-    assert course.request("b:1")["configuration"] == {"r": ["first", "second", "third"], "v": 2}
-    assert course.request("b:1")["jobContextVariables"] == {"n": 2}
-    assert course.noted()[3:5] == ["Completed a.1", "Started a.2"]
-
-
 def test_a_retry_by_a_person_leaves_what_is_done() -> None:
     """Of a list too; attempts count on, and always stages run again."""
     course = Course({"name": "a", "forEach": [1, 2]}, {"name": "b"}, {"name": "z", "always": True})
@@ -124,36 +102,6 @@ def test_a_retry_by_a_person_leaves_what_is_done() -> None:
     for name in ("a.1:2", "b:1", "z:2"):
         course.end(name)
     assert course.state.status is C
-
-
-def test_a_retry_looks_at_the_list_as_it_is_by_then() -> None:
-    """For what is to be done; what is done keeps the item that it was done for."""
-    stage = {"name": "a", "forEach": "workflow.l", "configuration": {"i": "{{ item }}"}}
-    course = Course(stage, variables={"l": [1, 2]})
-    course.end("a.0:1", workflow_variables={"l": [3, 4]})
-    course.end("a.1:1", F)
-    course.do(events.RetryAsked())
-    course.do(events.Begun())
-    assert course.request("a.1:2")["configuration"] == {"i": 4}
-    assert [run.item for run in course.state.stages["a"].runs] == [1, 4]
-
-
-def test_a_retry_of_a_list_of_another_length_begins_it_anew() -> None:
-    """Above all the attempts that there were: no job has the id of another. What was done before is not passed on."""
-    course = Course(
-        {"name": "a", "forEach": "workflow.l"},
-        {"name": "b", "configuration": {"e": "{{ stages.a.error }}"}},
-        variables={"l": [1, 2]},
-    )
-    course.end("a.0:1", job_variables={"k": 1}, workflow_variables={"l": [3]})
-    course.end("a.1:1", F)
-    course.do(events.RetryAsked())
-    course.do(events.Begun())
-    assert course.asked()[2:] == ["a.0:2"]
-    assert course.state.finished_at is None
-    course.end("a.0:2", job_variables={"m": 1})
-    assert course.request("b:1")["jobContextVariables"] == {"m": 1}
-    assert course.request("b:1")["configuration"] == {"e": None}
 
 
 def test_a_stage_is_tried_again_after_its_delay() -> None:
@@ -179,15 +127,6 @@ def test_whoever_retries_has_all_attempts_again() -> None:
     assert "notBefore" in course.request("a:4")
     course.end("a:4", F)
     assert course.state.status is F
-
-
-def test_a_job_that_is_tried_again_counts_as_one_that_runs() -> None:
-    """Its failure before that ends no list."""
-    course = Course({"name": "a", "forEach": [1, 2], "limit": 1, "retry": {"attempts": 2}})
-    course.end("a.0:1", F)
-    assert course.asked() == ["a.0:1", "a.0:2"]
-    course.end("a.0:2")
-    assert course.asked() == ["a.0:1", "a.0:2", "a.1:1"]
 
 
 def test_timed_out_fails_nothing_by_itself() -> None:
@@ -283,23 +222,7 @@ def test_what_an_earlier_version_kept_and_this_one_does_not_know_is_left_out() -
     assert decode(json.dumps(kept)) == state
 
 
-# --- lists and conditions --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("rule", "then"),
-    [("continue", ["a.0:1", "a.1:1", "a.2:1"]), ("fail", ["a.0:1"]), ("goto b", ["a.0:1", "b:1"])],
-)
-def test_a_failure_in_a_list_ends_it_unless_it_may_go_on(rule: str, then: list[str]) -> None:
-    course = Course({"name": "a", "forEach": [1, 2, 3], "limit": 1, "onFailure": rule}, {"name": "b"})
-    course.end("a.0:1", F)
-    if rule == "continue":
-        course.end("a.1:1")
-    assert course.asked() == then
-    phases = [run.phase.value for run in course.state.stages["a"].runs]
-    assert phases == (
-        ["FAILED", "COMPLETED", "RUNNING"] if rule == "continue" else ["FAILED", "NOT_RUN", "NOT_RUN"]
-    )
+# --- expressions and requests -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -329,21 +252,6 @@ def test_an_expression_of_the_wrong_kind_fails_its_stage(stage: dict[str, Any], 
         *(("Begun", "", ""), ("Failed", "a", said), ("Failed", "", f"stage a: ExpressionError: {said}"))
     ]
     assert course.asked() == []
-
-
-@pytest.mark.parametrize(("rule", "then"), [("fail", ["a.0:1"]), ("continue", ["a.0:1", "a.2:1"])])
-def test_an_item_without_a_value_ends_its_list_as_any_failure_does(rule: str, then: list[str]) -> None:
-    items = [{"k": 1}, {}, {"k": 3}]
-    stage = {"name": "a", "forEach": items, "configuration": {"x": "{{ item.k }}"}, "onFailure": rule}
-    course = Course(stage)
-    assert course.asked() == then
-    phases = [run.phase.value for run in course.state.stages["a"].runs]
-    assert phases == ["RUNNING", "FAILED", "RUNNING" if rule == "continue" else "NOT_RUN"]
-
-
-def test_a_list_may_be_as_long_as_is_allowed() -> None:
-    course = Course({"name": "a", "forEach": "workflow.long"}, variables={"long": list(range(1000))})
-    assert len(course.asked()) == 1000
 
 
 def test_a_second_job_without_a_delay_starts_when_it_can() -> None:
