@@ -172,6 +172,19 @@ async def test_a_refusal_becomes_a_dead_letter_and_a_failed_notification(ledger:
 
 @pytest.mark.parametrize(
     "value",
+    ["word", -(2**63), 0.5, True, None, [1, "a", None, [2.5]], {"a": [1, {"b": None}], "c": "d"}, [], {}],
+)
+async def test_a_refused_message_keeps_its_headers(ledger: SqlLedger, value: object) -> None:
+    """All that AMQP and JSON can both carry: who mends a dead letter needs what it came with."""
+    delivery = Delivery("a", b"{", 1, 1, routing_key="a", headers={"theirs": value})
+    await ledger.accept([Refusal(RequestRefused("not-json", "x"), delivery, "a")])
+    [dead] = await ledger.outbox(0, 10)
+    assert dead.headers is not None
+    assert dead.headers["theirs"] == value
+
+
+@pytest.mark.parametrize(
+    "value",
     [2**64 - 1, -(2**63), 1e300, float("nan"), {"a": [1, None, {"b": 2**63}]}, b"raw", [], {}, None, True],
 )
 async def test_a_refused_message_s_headers_can_always_be_sent_again(ledger: SqlLedger, value: object) -> None:
