@@ -104,6 +104,16 @@ def test_a_retry_of_a_list_of_another_length_begins_it_anew() -> None:
     assert course.request("b:1")["configuration"] == {"e": None}
 
 
+def test_a_list_that_may_fail_and_of_which_one_failed_has_failed_and_passes() -> None:
+    """With the error of the first in its order, whichever failed first."""
+    course = Course({"name": "a", "forEach": [1, 2, 3], "onFailure": "continue"}, {"name": "b"})
+    course.end("a.2:1", F, error={"type": "E", "message": "third"})
+    course.end("a.1:1", F, error={"type": "E", "message": "second"})
+    course.end("a.0:1")
+    assert course.phases() == {"a": "FAILED", "b": "RUNNING"}
+    assert course.state.stages["a"].error == {"type": "E", "message": "second"}
+
+
 # --- a list that is cut short ----------------------------------------------------------------------------
 
 

@@ -253,10 +253,12 @@ def test_a_stage_that_wants_more_than_its_workflow_has_fails_and_says_so() -> No
     course = Course(stage, variables={"asset": 42}, locks=locks)
     course.do(GRANTED)
     assert course.asked() == []
-    assert course.state.message == (
-        "stage a: LockConflict: asset/42 is wanted EXCLUSIVE, and w or a workflow around it holds it SHARED: "
+    said = (
+        "asset/42 is wanted EXCLUSIVE, and w or a workflow around it holds it SHARED: "
         "let that hold it EXCLUSIVE"
     )
+    assert course.state.message == f"stage a: LockConflict: {said}"
+    assert notes(course)[3] == ("Failed", "coordinator", said)
 
 
 def test_a_workflow_within_knows_what_is_held_around_it() -> None:
