@@ -198,6 +198,16 @@ def test_a_workflow_that_failed_has_come_as_far_as_it_had() -> None:
     assert (course.state.status, course.state.progress) == (F, 50)
 
 
+def test_a_message_names_what_runs_and_what_is_silent_ten_of_each_at_most() -> None:
+    """Of a list one silent job is enough."""
+    names = [f"s{number}" for number in range(11)]
+    course = Course(*({"name": name, "needs": [], "forEach": [1, 2]} for name in names))
+    assert course.state.message == ", ".join(names[:10])
+    for name in names:
+        course.end(f"{name}.0:1", T)
+    assert course.state.message == f"{', '.join(names[:10])}; timed out: {', '.join(names[:10])}"
+
+
 def test_the_history_says_who_and_why() -> None:
     course = Course({"name": "a"}, {"name": "b"})
     course.end("a:1", T)
