@@ -270,7 +270,7 @@ async def test_what_was_handed_back_waits_anew_when_it_comes_again(life: Life, d
     await life.ledger.hand_back()
     life.clock.time += 100
     not_before = life.clock.time + delay_s if delay_s else None
-    again = {"sequence": 9, "queue_timeout_s": 10.0, "not_before": not_before}
+    again: dict[str, Any] = {"sequence": 9, "queue_timeout_s": 10.0, "not_before": not_before}
     assert await life.arrive("1", **again) is Accepted.TAKEN_AGAIN
     assert life.find("1").due_at == life.clock.time + delay_s + 10
 
