@@ -62,7 +62,7 @@ def submit(
       jef submit transcode crf:=23 source=in/a.mov --timeout execution=3600
     """
     request: dict[str, Any] = {
-        "executionId": identifier or uuid.uuid4().hex,
+        "executionId": uuid.uuid4().hex if identifier is None else identifier,
         "workflowId": workflow_id,
         "configuration": _configuration(configuration or [], as_json, file),
         "jobContextVariables": pairs_of(variable or []),
@@ -141,7 +141,7 @@ async def _follow(seen: Statuses, execution_id: str) -> str:
 
 def _configuration(pairs: list[str], as_json: str | None, file: Path | None) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for source, text in (("--file", _read(file)), ("--json", as_json)):
+    for source, text in ((f"--file {file}", _read(file)), ("--json", as_json)):
         if text is None:
             continue
         try:
@@ -161,6 +161,8 @@ def _read(file: Path | None) -> str | None:
         return sys.stdin.read() if str(file) == "-" else file.read_text("utf-8")
     except OSError as error:
         raise SettingsError(f"{file} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"--file {file} is no JSON: it is no text in UTF-8") from None
 
 
 def _json(text: str) -> Any:
