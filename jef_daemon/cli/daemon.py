@@ -129,7 +129,7 @@ async def _check(settings: Settings) -> list[tuple[str, str]]:
     found = _check_ledger(settings)
     try:
         names = Names(settings.prefix)
-        found += await check(broker_url(settings), names, list(catalogue.all), settings.bus.queue_type)
+        found += await check(broker_url(settings), names, list(catalogue.served), settings.bus.queue_type)
     except JefError as error:
         found.append(("broker", str(error)))
     found += [(f"action {action.name}", action.problem) for action in catalogue.all.values()]

@@ -6,11 +6,13 @@ the interpreter makes its own action unserved and nothing else. Requests for it 
 
 from __future__ import annotations
 
+import difflib
 import functools
 import importlib
 import inspect
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,7 +24,6 @@ import structlog
 from pydantic import BaseModel, ValidationError
 
 from jef_daemon.errors import ExecutorNotLoaded
-from jef_daemon.messages import explain
 from jef_daemon.retry import RetryPolicy
 from jef_daemon.sdk import ActionExecutor
 from jef_daemon.sections import Action as ActionSettings
@@ -33,6 +34,8 @@ log = structlog.get_logger()
 ENTRY_POINTS = "jef_daemon.actions"
 _TOUCH_FILES = frozenset({"jef_daemon.actions.checksum:Checksum", "jef_daemon.actions.copy:Copy"})
 _COMMAND = "jef_daemon.actions.command:Command"
+_NAME = re.compile(r"[A-Za-z0-9_.:@,/+ -]{1,128}")
+"""What the name of a queue and a routing key can hold; `*` and `#` would bind other actions' requests too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +168,10 @@ def load(spec: ActionSpec) -> ActionExecutor:
     """
     module_name, _, attribute = spec.executor.partition(":")
     where = f"actions.{spec.name}"
+    if not _NAME.fullmatch(spec.name):
+        raise ExecutorNotLoaded(
+            f"{where}: {spec.name!r} can be no action's name; take 1 to 128 of A-Z a-z 0-9 . _ : - / @ + , and space"
+        )
     if not module_name or not attribute:
         raise ExecutorNotLoaded(f'{where}: set executor = "module:Class" or command = [...]')
     try:
@@ -213,8 +220,24 @@ def _make(kind: type[ActionExecutor], spec: ActionSpec, where: str) -> ActionExe
         settings: BaseModel = kind.Settings.model_validate_json(spec.settings)
         return kind(settings)
     except ValidationError as error:
-        raise ExecutorNotLoaded(f"{where}: {explain(error)}") from None
+        raise ExecutorNotLoaded(f"{where}: {_misfits(error, kind)}") from None
     except (Exception, SystemExit) as error:
         raise ExecutorNotLoaded(
             f"{where}: {kind.__name__}() raised {type(error).__name__}: {error}"
         ) from error
+
+
+def _misfits(error: ValidationError, kind: type[ActionExecutor]) -> str:
+    """What is wrong with an action's keys, by the names that the operator wrote; the nearest one of a key unknown."""
+    known = (kind.Settings.model_fields.keys() | ActionSettings.model_fields.keys()) - {"argv"}
+    problems = []
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"]) or "the table"
+        said = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            said = "unknown key; " + (
+                f"did you mean `{near[0]}`?" if near else f"known are {', '.join(sorted(known))}"
+            )
+        problems.append(f"{re.sub('^argv', 'command', key)}: {said}")
+    return "; ".join(problems)

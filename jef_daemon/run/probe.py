@@ -17,12 +17,15 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from pydantic import BaseModel
+from pydantic.errors import PydanticUserError
+
 from jef_daemon.errors import ExecutorNotLoaded
 from jef_daemon.retry import RetryPolicy
 from jef_daemon.run.boundary import hooks_of, is_blocking
 from jef_daemon.run.catalogue import Action, ActionSpec, Catalogue, load, specs
 from jef_daemon.run.forking import context
-from jef_daemon.sdk import AsyncActionExecutor
+from jef_daemon.sdk import ActionExecutor, AsyncActionExecutor
 from jef_daemon.sections import Action as ActionSettings
 from jef_daemon.settings import Settings
 
@@ -128,6 +131,7 @@ def describe(spec: ActionSpec) -> dict[str, Any]:
     """What the daemon needs to know of an executor, as JSON."""
     try:
         executor = load(spec)
+        schema = _schema(executor, spec)
         return {
             "name": spec.name,
             "is_blocking": is_blocking(executor),
@@ -138,11 +142,40 @@ def describe(spec: ActionSpec) -> dict[str, Any]:
             "update_timeout_s": getattr(executor, "update_timeout_s", None),
             "retry_attempts": executor.retry_attempts,
             "scope": executor.scope,
-            "schema": executor.Configuration.model_json_schema(),
+            "schema": schema,
             "description": inspect.cleandoc(type(executor).__doc__ or "").partition("\n")[0],
         }
     except ExecutorNotLoaded as error:
         return {"name": spec.name, "problem": str(error)}
+
+
+def _schema(executor: ActionExecutor, spec: ActionSpec) -> dict[str, Any]:
+    """Of its configuration.
+
+    Raises:
+        ExecutorNotLoaded: it has none, or no method that does the work: each of its jobs would fail.
+    """
+    kind, where = type(executor), f"actions.{spec.name}"
+    base, method = (
+        (AsyncActionExecutor, "start")
+        if isinstance(executor, AsyncActionExecutor)
+        else (ActionExecutor, "execute")
+    )
+    if getattr(kind, method) is getattr(base, method):
+        raise ExecutorNotLoaded(
+            f"{where}: {kind.__name__} has no method {method}; write it: it does the work"
+        )
+    model = executor.Configuration
+    if not (inspect.isclass(model) and issubclass(model, BaseModel)):
+        raise ExecutorNotLoaded(
+            f"{where}: {kind.__name__}.Configuration is no pydantic model; write class Configuration(BaseModel)"
+        )
+    try:
+        return model.model_json_schema()
+    except PydanticUserError as error:
+        raise ExecutorNotLoaded(
+            f"{where}: {kind.__name__}.Configuration has no JSON Schema: {error.message}"
+        ) from None
 
 
 def _tell(answers: Connection, wanted: Sequence[ActionSpec], python_path: list[str]) -> None:

@@ -177,7 +177,9 @@ async def test_mistakes_are_one_sentence(daemon: DaemonProcess, tmp_path: Path) 
         ("submit", "quick", "no-sign"): ("'no-sign'", "key=value"),
         ("submit", "quick", "--json", "{"): ("--json is no JSON",),
         ("submit", "quick", "--file", "/no/such/file"): ("/no/such/file", "No such file"),
-        ("submit", "quick", "--file", str(not_json)): ("--file is no JSON",),
+        ("submit", "quick", "--file", str(not_json)): ("not.json is no JSON",),
+        ("submit", "quick", "--file", sys.executable): (sys.executable, "no text in UTF-8"),
+        ("submit", "quick", "--id", ""): ("executionId is required",),
         ("submit", "quick", "--id", "with space"): ("executionId",),
         ("submit", "quick", "--priority", "5000"): ("priority",),
         ("submit", "quick", "--not-before", "tomorrow"): ("notBefore", "RFC 3339"),
@@ -398,6 +400,8 @@ async def test_check_says_what_is_wrong_and_the_remedy(daemon: DaemonProcess, am
         wrong(done, *words)
     daemon.configure('[actions.held]\nexecutor = "no_such_module:X"\n')
     wrong(daemon.jef("check"), "action held", "no module no_such_module", "python_path")
+    daemon.configure('[actions."*"]\ncommand = ["true"]\n')
+    wrong(daemon.jef("check"), "action *", "can be no action's name")
 
 
 async def test_a_broker_that_cannot_be_used_is_exit_code_4(daemon: DaemonProcess, amqp_url: str) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import BaseModel, ConfigDict
 
-from jef_daemon import ActionExecutor, ExecutionContext, action
+from jef_daemon import ActionExecutor, AsyncActionExecutor, ExecutionContext, action
 from jef_daemon.errors import ExecutorNotLoaded, ExitCode
 from jef_daemon.run.catalogue import Action, ActionSpec, Catalogue, load, specs
+from jef_daemon.run.probe import describe
 from jef_daemon.settings import Settings
 
 COMMAND = "jef_daemon.actions.command:Command"
@@ -20,6 +22,26 @@ COMMAND = "jef_daemon.actions.command:Command"
 
 class Plain(ActionExecutor):
     action = "plain"
+
+
+class Nothing(AsyncActionExecutor):
+    pass
+
+
+class NoModel(ActionExecutor):
+    class Configuration:
+        source: str
+
+    def execute(self, context: ExecutionContext[Any]) -> None:
+        """Nothing."""
+
+
+class NoSchema(ActionExecutor):
+    class Configuration(BaseModel):
+        call: Callable[[], None]
+
+    def execute(self, context: ExecutionContext[Any]) -> None:
+        """Nothing."""
 
 
 class Picky(ActionExecutor):
@@ -144,8 +166,45 @@ def test_its_settings_are_validated() -> None:
     assert load(ActionSpec("nap", f"{__name__}:Picky", '{"level": 5}')).settings.level == 5
     assert "level: " in refusal(f"{__name__}:Picky", '{"level": "x"}')
     assert "level: Field required" in refusal(f"{__name__}:Picky")
-    assert "lvl: " in refusal(f"{__name__}:Picky", '{"level": 1, "lvl": 1}')
-    assert "lvl: " in refusal(f"{__name__}:Plain", '{"lvl": 1}')
+    assert "lvl: unknown key; did you mean `level`?" in refusal(f"{__name__}:Picky", '{"level": 1, "lvl": 1}')
+    said = refusal(f"{__name__}:Plain", '{"concurency": 1, "zzz": 1}')
+    assert "concurency: unknown key; did you mean `concurrency`?" in said
+    assert "zzz: unknown key; known are cancellable, command, concurrency, " in said
+
+
+def test_a_command_that_is_wrong_is_told_of_by_the_operators_key() -> None:
+    assert refusal(COMMAND, '{"argv": []}').startswith(
+        "actions.nap: command: List should have at least 1 item"
+    )
+    assert refusal(COMMAND, '{"argv": ["{foo}"]}').startswith(
+        "actions.nap: command: '{foo}' in '{foo}' is no"
+    )
+
+
+@pytest.mark.parametrize("name", ["#", "*", "video.*", "", "ümlaut", "a\nb", "x" * 129])
+def test_a_name_that_no_queue_can_have_or_that_binds_other_actions(name: str) -> None:
+    """It makes its own action unserved: declaring it would fail for all of them, without end."""
+    with pytest.raises(ExecutorNotLoaded, match="can be no action's name; take 1 to 128 of"):
+        load(ActionSpec(name, f"{__name__}:greet"))
+
+
+@pytest.mark.parametrize("name", ["a", "video.transcode-2", "team/a:b@c+d", "x" * 128])
+def test_a_name_that_an_action_can_have(name: str) -> None:
+    assert load(ActionSpec(name, f"{__name__}:greet"))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("Plain", "Plain has no method execute; write it: it does the work"),
+        ("Nothing", "Nothing has no method start; write it: it does the work"),
+        ("NoModel", "NoModel.Configuration is no pydantic model; write class Configuration(BaseModel)"),
+        ("NoSchema", "NoSchema.Configuration has no JSON Schema: "),
+    ],
+)
+def test_an_executor_whose_every_job_would_fail(name: str, said: str) -> None:
+    assert describe(ActionSpec("nap", f"{__name__}:{name}"))["problem"].startswith(f"actions.nap: {said}")
+    assert "problem" not in describe(ActionSpec("nap", f"{__name__}:greet"))
 
 
 @pytest.mark.parametrize(
