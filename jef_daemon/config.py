@@ -316,8 +316,17 @@ def _invalid(error: ValidationError, sources: _Sources, lines: Mapping[Keys, int
         keys = tuple(str(part) for part in problem["loc"])
         is_secret = any("url" in key or "password" in key for key in keys)
         given = "" if is_secret or isinstance(problem["input"], dict) else f", not {problem['input']!r}"
-        said = problem["msg"].removeprefix("Input should be ")
-        yield f"`{'.'.join(keys)}` in {_where(keys, sources, lines)}: should be {said}{given}"
+        template = _WORDS.get(problem["type"], "should be {msg}")
+        said = template.format(msg=problem["msg"].removeprefix("Input should be "), **problem.get("ctx", {}))
+        yield f"`{'.'.join(keys)}` in {_where(keys, sources, lines)}: {said}{given}"
+
+
+_WORDS = {
+    "model_type": "should be a table",
+    "string_pattern_mismatch": "should be text of the form {pattern}",
+    "value_error": "{error}",
+}
+"""Of the library's messages, those that speak of Python, or are no continuation of ours."""
 
 
 def _where(keys: Keys, sources: _Sources, lines: Mapping[Keys, int]) -> str:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Seconds = Annotated[float, Field(gt=0, le=10 * 365 * 86400)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -307,6 +307,12 @@ class Action(BaseModel):
         default="auto",
         description="process: a coroutine runs in a process of its own too, as blocking code does.",
     )
+
+    @model_validator(mode="after")
+    def _has_one_kind(self) -> Self:
+        if self.executor is not None and self.command is not None:
+            raise ValueError("has an executor and a command: leave one of them out")
+        return self
 
     @property
     def executor_settings(self) -> dict[str, Any]:

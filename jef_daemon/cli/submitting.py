@@ -57,9 +57,9 @@ def submit(
 
       jef submit copy source=in/a.mov destination=out/a.mov --lock asset/42
 
-      jef submit transcode --json '{"source": "in/a.mov", "height": 720}' --priority 5 --id order-624
+      jef submit transcode --json '{"source": "in/a.mov", "height": 720}'
 
-      jef submit transcode crf:=23 source=in/a.mov --timeout execution=3600
+      jef submit transcode crf:=23 source=in/a.mov --priority 5 --id order-624
     """
     request: dict[str, Any] = {
         "executionId": uuid.uuid4().hex if identifier is None else identifier,
@@ -102,9 +102,16 @@ async def _submit(action: str, request: dict[str, Any], *, wait: bool) -> str:
     settings = common.settings()
     names, url = Names(settings.prefix), broker_url(settings)
     if not wait:
-        await client.submit(url, names, action, request)
+        is_served = await client.submit(url, names, action, request)
         typer.echo(request["executionId"])
-        return ""
+        if is_served:
+            return ""
+        typer.echo(
+            f"jef: no daemon with the prefix {settings.prefix!r} has ever served {action!r}: the request is in the "
+            "dead letters (jef dead-letters list); `jef actions` tells what is served",
+            err=True,
+        )
+        return "unroutable"
     # Listening begins before the request is published: nothing of it can be missed.
     async with client.statuses(url, names, f"{action}.*") as seen:
         await client.submit(url, names, action, request)

@@ -58,14 +58,22 @@ async def connected(url: str, **options: Any) -> AsyncIterator[AbstractChannel]:
 
 async def submit(
     url: str, names: Names, action: str, request: Mapping[str, Any], headers: Mapping[str, Any] | None = None
-) -> None:
+) -> bool:
     """Publish a request, confirmed.
+
+    Returns:
+        Whether there is a queue for its action; without one it has become a dead letter.
 
     Raises:
         BrokerError: no daemon has ever run with this prefix, or the broker refuses.
     """
     async with connected(url) as channel:
         await publish(channel, names, action, json.dumps(request).encode(), headers)
+        try:
+            await channel.declare_queue(names.job_queue(action), passive=True)
+        except exceptions.ChannelNotFoundEntity:
+            return False
+        return True
 
 
 async def publish(

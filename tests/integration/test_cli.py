@@ -291,6 +291,18 @@ async def test_show_and_history_find_a_job_by_either_name(running: DaemonProcess
         refused(running.jef(command, "nobody"), ExitCode.NOT_FOUND, "nobody", "jef list")
 
 
+async def test_what_nobody_serves_is_said_when_it_is_submitted(
+    running: DaemonProcess, client: Client
+) -> None:
+    """It is a dead letter already: without a word, who submits it would wait for ever."""
+    done = running.jef("submit", "nope", "a=b", "--id", "lost")
+    assert (done.returncode, done.stdout) == (ExitCode.FAILED, "lost\n")
+    assert "'nope'" in done.stderr
+    assert "jef dead-letters list" in done.stderr
+    [letter] = await client.dead_letters(1)
+    assert letter.headers["x-jef-reason"] == "unroutable"
+
+
 async def test_watch_sees_what_happens(
     running: DaemonProcess, client: Client, start: Callable[..., subprocess.Popen[str]]
 ) -> None:

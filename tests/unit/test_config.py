@@ -186,6 +186,25 @@ def test_an_unknown_key_says_which_source_it_came_from(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("slots = 5", "`slots` in X line 1: should be a table, not 5"),
+        (
+            'prefix = "a b"',
+            "`prefix` in X line 1: should be text of the form \\A[A-Za-z0-9_-]{1,64}\\z, not 'a b'",
+        ),
+        (
+            '[actions.nap]\nexecutor = "a:B"\ncommand = ["sleep"]',
+            "`actions.nap` in X: has an executor and a command: leave one of them out",
+        ),
+    ],
+)
+def test_a_wrong_value_is_told_in_words_of_the_file(tmp_path: Path, text: str, said: str) -> None:
+    """Not of the library that reads it."""
+    assert problem(tmp_path, text) == said.replace("X", str(tmp_path / "jef.toml"))
+
+
+@pytest.mark.parametrize(
     ("text", "key"),
     [
         ('[slots]\ntotal = "many"', "slots.total"),
