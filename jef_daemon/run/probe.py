@@ -130,8 +130,9 @@ def _converse(
 def describe(spec: ActionSpec) -> dict[str, Any]:
     """What the daemon needs to know of an executor, as JSON."""
     try:
-        executor = load(spec)
-        schema = _schema(executor, spec)
+        executor, where = load(spec), f"actions.{spec.name}"
+        _check(executor, where)
+        schema = _schema(executor, where)
         return {
             "name": spec.name,
             "is_blocking": is_blocking(executor),
@@ -149,23 +150,42 @@ def describe(spec: ActionSpec) -> dict[str, Any]:
         return {"name": spec.name, "problem": str(error)}
 
 
-def _schema(executor: ActionExecutor, spec: ActionSpec) -> dict[str, Any]:
-    """Of its configuration.
+def _check(executor: ActionExecutor, where: str) -> None:
+    """Whether it has a method that can do the work.
 
     Raises:
-        ExecutorNotLoaded: it has none, or no method that does the work: each of its jobs would fail.
+        ExecutorNotLoaded: it has none; each of its jobs would fail.
     """
-    kind, where = type(executor), f"actions.{spec.name}"
-    base, method = (
+    kind = type(executor)
+    base, name = (
         (AsyncActionExecutor, "start")
         if isinstance(executor, AsyncActionExecutor)
         else (ActionExecutor, "execute")
     )
-    if getattr(kind, method) is getattr(base, method):
+    if getattr(kind, name) is getattr(base, name):
+        raise ExecutorNotLoaded(f"{where}: {kind.__name__} has no method {name}; write it: it does the work")
+    method = getattr(executor, name)
+    if inspect.isgeneratorfunction(method) or inspect.isasyncgenfunction(method):
         raise ExecutorNotLoaded(
-            f"{where}: {kind.__name__} has no method {method}; write it: it does the work"
+            f"{where}: {kind.__name__}.{name} yields, so that nothing of it would run; return a response, "
+            "and tell progress by context.progress()"
         )
-    model = executor.Configuration
+    try:
+        inspect.signature(method).bind(None)
+    except TypeError as error:
+        raise ExecutorNotLoaded(
+            f"{where}: {kind.__name__}.{name} cannot be called with the context alone ({error}); "
+            f"write {name}(self, context)"
+        ) from None
+
+
+def _schema(executor: ActionExecutor, where: str) -> dict[str, Any]:
+    """Of its configuration.
+
+    Raises:
+        ExecutorNotLoaded: it has none; each of its jobs would fail.
+    """
+    kind, model = type(executor), executor.Configuration
     if not (inspect.isclass(model) and issubclass(model, BaseModel)):
         raise ExecutorNotLoaded(
             f"{where}: {kind.__name__}.Configuration is no pydantic model; write class Configuration(BaseModel)"

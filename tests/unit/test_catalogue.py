@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,28 @@ class Plain(ActionExecutor):
 
 class Nothing(AsyncActionExecutor):
     pass
+
+
+class Deaf(ActionExecutor):
+    def execute(self) -> None:  # type: ignore[override]
+        """Nothing."""
+
+
+class Greedy(ActionExecutor):
+    async def execute(self, context: ExecutionContext[Any], more: int) -> None:  # type: ignore[override]
+        """Nothing."""
+
+
+class Yielding(ActionExecutor):
+    async def execute(self, context: ExecutionContext[Any]) -> AsyncIterator[int]:
+        """Nothing."""
+        yield 1
+
+
+class YieldingBlocking(ActionExecutor):
+    def execute(self, context: ExecutionContext[Any]) -> Iterator[int]:
+        """Nothing."""
+        yield 1
 
 
 class NoModel(ActionExecutor):
@@ -198,6 +220,16 @@ def test_a_name_that_an_action_can_have(name: str) -> None:
     [
         ("Plain", "Plain has no method execute; write it: it does the work"),
         ("Nothing", "Nothing has no method start; write it: it does the work"),
+        (
+            "Deaf",
+            "Deaf.execute cannot be called with the context alone (too many positional arguments); write",
+        ),
+        (
+            "Greedy",
+            "Greedy.execute cannot be called with the context alone (missing a required argument: 'more')",
+        ),
+        ("Yielding", "Yielding.execute yields, so that nothing of it would run; return a response"),
+        ("YieldingBlocking", "YieldingBlocking.execute yields, so that"),
         ("NoModel", "NoModel.Configuration is no pydantic model; write class Configuration(BaseModel)"),
         ("NoSchema", "NoSchema.Configuration has no JSON Schema: "),
     ],
