@@ -32,6 +32,9 @@ _OF_WORKFLOW = {
 
 _PUT_TOMBSTONE = insert(schema.tombstones)
 _DROP_TOMBSTONE = delete(schema.tombstones).where(_TS.kind == bindparam("k"), _TS.name == bindparam("n"))
+_REMEMBERED = select(_TS.actor, _TS.reason).where(
+    _TS.kind == bindparam("k"), _TS.name == bindparam("n"), _TS.until > bindparam("at")
+)
 
 Answer = tuple[bool, Status | None, str | None]
 """accepted, status, reason"""
@@ -99,11 +102,10 @@ def apply_tombstones(transaction: Transaction, arrived: Sequence[Execution]) -> 
 
 def remembered_cancel(transaction: Transaction, workflow_id: str) -> CancelRequested | None:
     """The cancel that somebody asked of a workflow before it came."""
-    wanted = select(schema.tombstones).where(
-        _TS.kind == "workflow", _TS.name == workflow_id, _TS.until > transaction.now
-    )
-    found = transaction.connection.execute(wanted).first()
-    return CancelRequested(actor=found.actor, reason=found.reason) if found is not None else None
+    asked = {"k": "workflow", "n": workflow_id, "at": transaction.now}
+    for actor, reason in transaction.driver.rows(_REMEMBERED, asked):
+        return CancelRequested(actor=actor, reason=reason)
+    return None
 
 
 def has_tombstones(transaction: Transaction) -> bool:

@@ -56,6 +56,8 @@ class WorkflowBook:
         """Those that were read, by key."""
         self._changed: dict[str, Workflow] = {}
         self._history: list[dict[str, Any]] = []
+        self._kept: set[str] = set()
+        """Revisions of definitions that are known to be kept: thousands may begin with one."""
 
     def add(self, workflow: Workflow) -> None:
         """Take a new one in."""
@@ -133,6 +135,9 @@ class WorkflowBook:
     def keep(self, name: str, body: str) -> str:
         """Keep a definition under its revision, which it returns."""
         revision = _revision(body)
+        if revision in self._kept:
+            return revision
+        self._kept.add(revision)
         now = self._transaction.now
         touched = self._connection.execute(
             update(schema.workflow_definitions).where(_D.revision == revision).values(used_at=now)

@@ -31,7 +31,8 @@ def _move(step: Step) -> bool:
     changed = False
     ordinary = [stage.name for stage in step.plan.ordinary]
     for name in ordinary:
-        changed |= _move_stage(step, name, may_start=_is_needed(step, name))
+        is_waiting = step.state.stages[name].phase is Phase.WAITING
+        changed |= _move_stage(step, name, may_start=is_waiting and _is_needed(step, name))
     if step.is_ending:
         give_up(step, *ordinary)
     if all(step.state.stages[name].phase not in OPEN for name in ordinary):
