@@ -223,6 +223,17 @@ async def test_a_cancel_that_came_first_is_applied_and_keeps_its_words(ledger: S
     ]
 
 
+async def test_a_cancel_that_came_long_before_is_forgotten(
+    ledger: SqlLedger, url: str, clock: ManualClock
+) -> None:
+    """After a day by default: who begins a workflow of that name then means another."""
+    cancel = Control.model_validate({"command": "cancel", "workflowId": "w"})
+    await ledger.commanding([Command(cancel, actor="operator:ann")])
+    clock.time += 86_401
+    await ledger.coordinating([begin("w")])
+    assert WorkflowReader(url).find("w").state.status.value == "RUNNING"
+
+
 async def test_what_is_over_as_it_comes_is_purged_too(
     ledger: SqlLedger, url: str, clock: ManualClock
 ) -> None:
