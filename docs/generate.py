@@ -362,7 +362,7 @@ def variables(about: str) -> str:
     )
     effects = law.advance(made, state, events.Begun(), 0.0)
     for name, (job, workflow) in zip(names, given, strict=True):
-        request = next(each.request for each in effects if isinstance(each, events.StartJob))
+        request = next(json.loads(each.body) for each in effects if isinstance(each, events.StartJob))
         ended = events.Ended(
             stage=name,
             index=None,

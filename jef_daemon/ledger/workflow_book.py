@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import bindparam, insert, select, update
+from sqlalchemy import BindParameter, Select, bindparam, insert, select, update
 
 from jef_daemon.ledger import schema
 from jef_daemon.ledger.transaction import Transaction
@@ -16,15 +16,15 @@ from jef_daemon.workflow.definition import Definition
 from jef_daemon.workflow.plan import Plan, plan_of
 from jef_daemon.workflow.state import State, decode, encode
 
-_AT_ONCE = 200
-"""Ids in one look."""
+_ROOMS = (1, 20, 200)
+"""Keys in one look: statements of few lengths, which are compiled once."""
 
 _W, _D = schema.workflows.c, schema.workflow_definitions.c
 _CHANGING = ("status", "updated_at", "finished_at", "due_at", "state")
 _INSERT = insert(schema.workflows)
 _UPDATE = (
     update(schema.workflows)
-    .where(_W.number == bindparam("which"))
+    .where(_W.key == bindparam("which"))
     .values({name: bindparam(f"new_{name}") for name in _CHANGING})
 )
 _INSERT_HISTORY = insert(schema.workflow_history)
@@ -34,8 +34,8 @@ _INSERT_HISTORY = insert(schema.workflow_history)
 class Workflow:
     """One that is being changed."""
 
-    number: int
-    """0: it is new."""
+    is_new: bool
+    """Whether the ledger does not have it yet."""
     name: str
     revision: str
     plan: Plan
@@ -71,39 +71,27 @@ class WorkflowBook:
     def read(self, keys: Iterable[str]) -> None:
         """Read workflows that were not read yet; those that are not there stay away."""
         wanted = [key for key in dict.fromkeys(keys) if key not in self.open]
-        columns = (_W.number, _W.key, _W.name, _W.revision, _W.state, _W.due_at)
-        for start in range(0, len(wanted), _AT_ONCE):
-            some = _W.key.in_(wanted[start : start + _AT_ONCE])
-            for row in self._connection.execute(select(*columns).where(some)):
-                plan = plan_of(body_of(self._transaction, row.revision))
-                state = decode(row.state)
-                state.due_at = row.due_at  # it is moved when the wall clock is set
-                self.open[row.key] = Workflow(row.number, row.name, row.revision, plan, state)
+        most = _ROOMS[-1]
+        for start in range(0, len(wanted), most):
+            found = self._transaction.driver.rows(*_by_keys(wanted[start : start + most]))
+            for key, name, revision, kept, due_at in found:
+                state = decode(kept)
+                state.due_at = due_at  # it is moved when the wall clock is set
+                plan = plan_of(body_of(self._transaction, revision))
+                self.open[key] = Workflow(False, name, revision, plan, state)
 
     def write(self) -> None:
         """Write what has changed."""
         changed, self._changed = self._changed, {}
-        new = [each for each in changed.values() if not each.number]
-        old = [each for each in changed.values() if each.number]
-        now = self._transaction.now
+        new = [each for each in changed.values() if each.is_new]
+        old = [each for each in changed.values() if not each.is_new]
+        driver, now = self._transaction.driver, self._transaction.now
         if old:
-            self._connection.execute(
-                _UPDATE,
-                [
-                    {
-                        "which": each.number,
-                        "new_status": each.state.status.value,
-                        "new_updated_at": now,
-                        "new_finished_at": each.state.finished_at,
-                        "new_due_at": each.state.due_at,
-                        "new_state": encode(each.state),
-                    }
-                    for each in old
-                ],
-            )
+            driver.change(_UPDATE, *(_changes(each, now) for each in old))
+        if new:
+            driver.change(_INSERT, *(_row(each, now) for each in new))
         for each in new:
-            row = _row(each, now)
-            (each.number,) = self._connection.execute(_INSERT.returning(_W.number), row).one()
+            each.is_new = False
 
     def close(self) -> None:
         """Write all that is left to write."""
@@ -146,6 +134,31 @@ class WorkflowBook:
             row = {"revision": revision, "name": name, "body": body, "used_at": now}
             self._connection.execute(insert(schema.workflow_definitions), [row])
         return revision
+
+
+@functools.lru_cache
+def _select_some(count: int) -> Select[Any]:
+    keys: list[BindParameter[str]] = [bindparam(f"key{number}") for number in range(count)]
+    return select(_W.key, _W.name, _W.revision, _W.state, _W.due_at).where(_W.key.in_(keys))
+
+
+def _by_keys(keys: Sequence[str]) -> tuple[Select[Any], dict[str, str]]:
+    """A statement for these; it asks for the last one more often than needed."""
+    room = next(room for room in _ROOMS if room >= len(keys))
+    padded = [*keys, *[keys[-1]] * (room - len(keys))]
+    return _select_some(room), {f"key{number}": each for number, each in enumerate(padded)}
+
+
+def _changes(workflow: Workflow, now: float) -> Mapping[str, Any]:
+    state = workflow.state
+    return {
+        "which": state.key,
+        "new_status": state.status.value,
+        "new_updated_at": now,
+        "new_finished_at": state.finished_at,
+        "new_due_at": state.due_at,
+        "new_state": encode(state),
+    }
 
 
 def _row(workflow: Workflow, now: float) -> Mapping[str, Any]:

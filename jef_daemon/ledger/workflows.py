@@ -131,7 +131,7 @@ class _Step:
         state = law.new(plan, asked.workflow_id, asked.variables, asked.priority, self._transaction.now)
         state.traceparent = asked.traceparent
         state.children = {name: self._book.keep(name, body) for name, body in asked.definitions.items()}
-        workflow = Workflow(0, asked.name, state.children[asked.name], plan, state)
+        workflow = Workflow(True, asked.name, state.children[asked.name], plan, state)
         cancel = control.remembered_cancel(self._transaction, asked.workflow_id)
         if cancel is not None:
             self._followed.append((state.key, events.CancelAsked(actor=cancel.actor, reason=cancel.reason)))
@@ -230,7 +230,7 @@ class _Step:
             self._book.note(workflow, effect)
         elif isinstance(effect, events.StartJob):
             headers = {"traceparent": state.traceparent} if state.traceparent else None
-            transaction.post(transaction.names.jobs, effect.action, to_json(effect.request), headers)
+            transaction.post(transaction.names.jobs, effect.action, effect.body, headers)
         elif isinstance(effect, events.StartChild):
             self._start_child(workflow, effect)
         elif isinstance(effect, events.AskLocks):
@@ -272,7 +272,7 @@ class _Step:
         state.parent, state.depth = effect.execution_id, above.depth + 1
         state.around = list(effect.around)
         state.children, state.traceparent = above.children, above.traceparent
-        self._add(Workflow(0, effect.workflow, revision, plan, state))
+        self._add(Workflow(True, effect.workflow, revision, plan, state))
 
     def _tell_parent(self, state: State) -> None:
         self._end_child(

@@ -40,7 +40,7 @@ def cancel(step: Step, event: CancelAsked) -> None:
                 step.ask_to_stop(name, index, run, "cancel", state.cancelled_by, force=event.force)
             elif stage.always and run.phase is Phase.WAITING:  # of the others, `settle` leaves them out
                 leave_out(run)
-        give_up(step, name)
+        give_up(step, [step.plan.stages[name]])
 
 
 def retry(step: Step, event: RetryAsked) -> None:

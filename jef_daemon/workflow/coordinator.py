@@ -108,21 +108,23 @@ class Coordinator:
     # --- requests ----------------------------------------------------------------------------------------
 
     async def _take_requests(self, batch: Sequence[Delivery]) -> None:
-        inputs: list[Input] = []
         actions: set[str] = set()
-        for delivery in batch:
-            request: WorkflowRequest | None = None
-            try:
-                request = decode_workflow_request(delivery.body, self._max_body_bytes)
-                begin, plans = await asyncio.to_thread(self._begin, request, delivery)
-            except RequestRefused as error:
-                inputs.append(_refusal(delivery, error, request))
-                continue
-            inputs.append(begin)
-            actions |= {stage.action for plan in plans for stage in plan.stages.values() if stage.action}
+        # Definitions are files: all of a batch are looked up on one way to another thread.
+        inputs = await asyncio.to_thread(lambda: [self._asked(delivery, actions) for delivery in batch])
         await self._hear(actions)
         await self._ledger.coordinating(inputs)
         await self._bus.acknowledge(batch)
+
+    def _asked(self, delivery: Delivery, actions: set[str]) -> Input:
+        """What a request asks for, or why it can never be had; whose ends are to be heard goes to `actions`."""
+        request: WorkflowRequest | None = None
+        try:
+            request = decode_workflow_request(delivery.body, self._max_body_bytes)
+            begin, plans = self._begin(request, delivery)
+        except RequestRefused as error:
+            return _refusal(delivery, error, request)
+        actions |= {stage.action for plan in plans for stage in plan.stages.values() if stage.action}
+        return begin
 
     def _begin(self, request: WorkflowRequest, delivery: Delivery) -> tuple[Begin, list[Plan]]:
         """Look the definition up and hold the request against it."""

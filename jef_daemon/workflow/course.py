@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from jef_daemon.lifecycle import Status
@@ -10,15 +10,18 @@ from jef_daemon.workflow.definition import MOST_ITEMS, Stage
 from jef_daemon.workflow.events import ReleaseLocks
 from jef_daemon.workflow.expressions import Expression, ExpressionError
 from jef_daemon.workflow.starting import names, passed_on, start
-from jef_daemon.workflow.state import OPEN, Phase, Run, StageState
+from jef_daemon.workflow.state import ENDED, OPEN, Phase, Run, StageState
 from jef_daemon.workflow.step import Step
+
+_PASSED = frozenset({Phase.COMPLETED, Phase.SKIPPED})
+_CUT_SHORT = frozenset({Phase.CANCELLED, Phase.NOT_RUN})
 
 
 def settle(step: Step) -> None:
     """Start and end whatever may start and end now."""
     if step.state.status is not Status.RUNNING:
         if step.is_ending:
-            give_up(step, *step.plan.stages)
+            give_up(step, step.plan.stages.values())
             _finish(step)
         return
     while _move(step):
@@ -27,69 +30,71 @@ def settle(step: Step) -> None:
 
 
 def _move(step: Step) -> bool:
-    """One round over all stages; whether anything has changed."""
-    changed = False
-    ordinary = [stage.name for stage in step.plan.ordinary]
-    for name in ordinary:
-        is_waiting = step.state.stages[name].phase is Phase.WAITING
-        changed |= _move_stage(step, name, may_start=is_waiting and _is_needed(step, name))
+    """One round over all stages; whether one has ended, so that the next round may find more to do."""
+    stages, ordinary = step.state.stages, step.plan.ordinary
+    has_ended = False
+    # All whose turn has come are opened before the first job is asked for: so one of them that fails at
+    # once, for want of a value, keeps the others from starting, wherever it stands.
+    for spec in ordinary:
+        stage = stages[spec.name]
+        if stage.phase is Phase.WAITING and _is_needed(step, spec):
+            has_ended |= _open(step, spec, stage)
+    for spec in ordinary:
+        stage = stages[spec.name]
+        if stage.phase is Phase.RUNNING:
+            has_ended |= _carry_on(step, spec, stage)
     if step.is_ending:
-        give_up(step, *ordinary)
-    if all(step.state.stages[name].phase not in OPEN for name in ordinary):
-        for stage in step.plan.last:
-            changed |= _move_stage(step, stage.name, may_start=True)
-            if step.state.stages[stage.name].phase in OPEN:
-                return changed
+        give_up(step, ordinary)
+    if any(stages[spec.name].phase in OPEN for spec in ordinary):
+        return has_ended
+    if all(_is_over(step, spec, stages[spec.name]) for spec in step.plan.last):
         _finish(step)
-        return False
-    return changed
+    return False
 
 
-def _is_needed(step: Step, name: str) -> bool:
+def _is_needed(step: Step, spec: Stage) -> bool:
     if step.is_ending:
         return False
-    return all(_has_passed(step.plan.stages[need], step.state.stages[need]) for need in step.plan.needs[name])
+    plan, stages = step.plan, step.state.stages
+    return all(_has_passed(plan.stages[need], stages[need]) for need in plan.needs[spec.name])
 
 
-def _move_stage(step: Step, name: str, *, may_start: bool) -> bool:
-    stage, spec = step.state.stages[name], step.plan.stages[name]
-    if stage.phase is Phase.WAITING and may_start:
-        _open(step, name, stage, spec)
-        return True
-    if stage.phase is not Phase.RUNNING:
-        return False
-    _fill(step, name, stage, spec)
-    if any(run.phase in OPEN for run in stage.runs):
-        return False
-    _close(step, name, stage, spec)
-    return True
+def _is_over(step: Step, spec: Stage, stage: StageState) -> bool:
+    """Whether an `always` stage has ended; its turn has come when those before it have."""
+    if stage.phase is Phase.WAITING:
+        _open(step, spec, stage)
+    if stage.phase is Phase.RUNNING:
+        _carry_on(step, spec, stage)
+    return stage.phase not in OPEN
 
 
-def _open(step: Step, name: str, stage: StageState, spec: Stage) -> None:
-    """A stage's turn has come."""
+def _open(step: Step, spec: Stage, stage: StageState) -> bool:
+    """A stage's turn has come; whether it is over already."""
+    name = spec.name
     try:
-        if not _is_true(step.plan.conditions[name], names(step, name)):
+        if not _is_true(step, name):
             stage.phase = Phase.SKIPPED
             stage.job = passed_on(step, name)
             step.note("Skipped", name, reason=f"{spec.when} is false")
-            return
-        items = _items(step, name, spec)
+            return True
+        items = _items(step, spec)
     except ExpressionError as error:
         stage.error = {"type": "ExpressionError", "message": str(error)}
-        _end_stage(step, name, stage, spec, Phase.FAILED)
-        return
+        _end_stage(step, spec, stage, Phase.FAILED)
+        return True
     if len(stage.runs) != len(items):
         stage.runs = [Run(attempt=stage.last_attempt) for _ in items]
     for run, item in zip(stage.runs, items, strict=True):
         run.item = item if run.phase is Phase.WAITING else run.item
     stage.phase = Phase.RUNNING
+    return False
 
 
-def _items(step: Step, name: str, spec: Stage) -> list[Any]:
+def _items(step: Step, spec: Stage) -> list[Any]:
     if spec.for_each is None:
         return [None]
-    found = step.plan.lists[name]
-    items = found.value(names(step, name)) if isinstance(found, Expression) else found
+    found = step.plan.lists[spec.name]
+    items = found.value(names(step, spec.name)) if isinstance(found, Expression) else found
     if not isinstance(items, list):
         raise ExpressionError(f"forEach: {spec.for_each} is no list")
     if len(items) > MOST_ITEMS:
@@ -97,10 +102,21 @@ def _items(step: Step, name: str, spec: Stage) -> list[Any]:
     return items
 
 
-def _fill(step: Step, name: str, stage: StageState, spec: Stage) -> None:
+def _carry_on(step: Step, spec: Stage, stage: StageState) -> bool:
+    """Start what may start of a stage; whether it has ended."""
+    _fill(step, spec, stage)
+    if any(run.phase in OPEN for run in stage.runs):
+        return False
+    _close(step, spec, stage)
+    return True
+
+
+def _fill(step: Step, spec: Stage, stage: StageState) -> None:
     """Start jobs of a stage, as many as its limit lets run."""
     phases = {run.phase for run in stage.runs}
-    stops = not step.goes_on(name) or (spec.on_failure != "continue" and Phase.FAILED in phases)
+    if Phase.WAITING not in phases:
+        return
+    stops = not step.goes_on(spec.name) or (spec.on_failure != "continue" and Phase.FAILED in phases)
     running = sum(run.phase is Phase.RUNNING for run in stage.runs)
     for index, run in enumerate(stage.runs):
         if run.phase is not Phase.WAITING:
@@ -108,30 +124,29 @@ def _fill(step: Step, name: str, stage: StageState, spec: Stage) -> None:
         if stops:
             leave_out(run)
         elif spec.limit is None or running < spec.limit:
-            start(step, name, stage, spec, index, run)
+            start(step, spec, stage, index, run)
             running += run.error is None
             stops |= spec.on_failure != "continue" and run.error is not None
 
 
-def _close(step: Step, name: str, stage: StageState, spec: Stage) -> None:
+def _close(step: Step, spec: Stage, stage: StageState) -> None:
     """All jobs of a stage have ended."""
     phases = {run.phase for run in stage.runs}
     for run in stage.runs:  # in the order of the list, whichever ended first
         stage.job |= run.variables
-    is_cut_short = bool(phases & {Phase.CANCELLED, Phase.NOT_RUN})
+    is_cut_short = not phases.isdisjoint(_CUT_SHORT)
     # One that may fail has failed when all of it has ended: else what was cut off would count as passed.
     if Phase.FAILED in phases and not (is_cut_short and spec.on_failure == "continue"):
         stage.error = next(run.error for run in stage.runs if run.phase is Phase.FAILED)
-        _end_stage(step, name, stage, spec, Phase.FAILED)
+        _end_stage(step, spec, stage, Phase.FAILED)
     elif is_cut_short:
-        word = Phase.CANCELLED if Phase.CANCELLED in phases else Phase.NOT_RUN
-        _end_stage(step, name, stage, spec, word)
+        _end_stage(step, spec, stage, Phase.CANCELLED if Phase.CANCELLED in phases else Phase.NOT_RUN)
     else:
-        _end_stage(step, name, stage, spec, Phase.COMPLETED)
+        _end_stage(step, spec, stage, Phase.COMPLETED)
 
 
-def _end_stage(step: Step, name: str, stage: StageState, spec: Stage, phase: Phase) -> None:
-    stage.phase = phase
+def _end_stage(step: Step, spec: Stage, stage: StageState, phase: Phase) -> None:
+    stage.phase, name = phase, spec.name
     if phase is not Phase.FAILED:
         return
     if stage.error and stage.error["type"] in {"ExpressionError", "LockConflict"}:
@@ -148,9 +163,10 @@ def _end_stage(step: Step, name: str, stage: StageState, spec: Stage, phase: Pha
                 step.note("Skipped", other, reason=f"{name} failed: goto {spec.goto}")
 
 
-def give_up(step: Step, *names: str) -> None:
+def give_up(step: Step, specs: Iterable[Stage]) -> None:
     """Stages that will not begin."""
-    for stage in (step.state.stages[name] for name in names):
+    for spec in specs:
+        stage = step.state.stages[spec.name]
         if stage.phase is Phase.WAITING:
             stage.phase = Phase.NOT_RUN
 
@@ -160,17 +176,18 @@ def leave_out(run: Run) -> None:
     run.phase = Phase.NOT_RUN if run.error is None else Phase.FAILED
 
 
-def _has_passed(stage: Stage, state: StageState) -> bool:
+def _has_passed(spec: Stage, stage: StageState) -> bool:
     """Whether what needs it may go on."""
-    if state.phase is Phase.FAILED:
-        return stage.on_failure != "fail"
-    return state.phase in {Phase.COMPLETED, Phase.SKIPPED}
+    if stage.phase is Phase.FAILED:
+        return spec.on_failure != "fail"
+    return stage.phase in _PASSED
 
 
-def _is_true(condition: Expression | bool, names: Mapping[str, Any]) -> bool:
+def _is_true(step: Step, name: str) -> bool:
+    condition = step.plan.conditions[name]
     if isinstance(condition, bool):
         return condition
-    found = condition.value(names)
+    found = condition.value(names(step, name))
     if not isinstance(found, bool):
         raise ExpressionError(f"when: {condition.source} is neither true nor false")
     return found
@@ -215,5 +232,5 @@ def _tell(step: Step) -> None:
 
 def _count(step: Step) -> None:
     stages = step.state.stages.values()
-    done = sum(stage.phase not in OPEN and stage.phase is not Phase.NOT_RUN for stage in stages)
+    done = sum(stage.phase in ENDED for stage in stages)
     step.state.progress = 100 * done // len(stages)

@@ -116,7 +116,7 @@ class StartJob:
     """A request is to be published."""
 
     action: str
-    request: dict[str, Any]
+    body: bytes
     """As on the wire."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from pydantic import AwareDatetime, Field
@@ -13,6 +14,8 @@ from jef_daemon.workflow import events
 from jef_daemon.workflow.state import Phase, State, parsed
 
 _KEY_BYTES = 255
+_WORDS = {phase: phase.value for phase in Phase}
+"""Encoding an enumeration's member costs as much as all else of a stage."""
 
 
 class StageInfo(Wire):
@@ -57,7 +60,7 @@ def notification(state: State, name: str, revision: str, now: float) -> bytes:
         "revision": revision,
         "sequence": state.sequence,
         "timestamp": timestamp(now),
-        "stages": [{"name": each, "status": stage.phase} for each, stage in state.stages.items()],
+        "stages": [{"name": each, "status": _WORDS[stage.phase]} for each, stage in state.stages.items()],
     }
     if state.waiting_for is not None:
         told["waitingFor"] = state.waiting_for
@@ -92,6 +95,7 @@ def refused_notification(workflow_id: str, name: str, said: str, now: float) -> 
     )
 
 
+@functools.lru_cache(maxsize=1024)
 def routing_key(name: str, status: Status) -> str:
     """The routing key of a notification on `jef.workflow-status`; a name too long for it (nobody's) is cut."""
     word = f".{status.value.lower()}"

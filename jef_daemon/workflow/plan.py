@@ -63,15 +63,31 @@ class Plan:
     lists: Mapping[str, Expression | list[Any]]
     """Of each `forEach` stage."""
 
-    @property
-    def ordinary(self) -> Iterator[Stage]:
-        """Those that are no `always` stages."""
-        return (stage for stage in self.stages.values() if not stage.always)
+    # Looked at with every event of every workflow, and the same for all of them.
 
-    @property
-    def last(self) -> Iterator[Stage]:
+    @functools.cached_property
+    def ordinary(self) -> tuple[Stage, ...]:
+        """Those that are no `always` stages."""
+        return tuple(stage for stage in self.stages.values() if not stage.always)
+
+    @functools.cached_property
+    def last(self) -> tuple[Stage, ...]:
         """The `always` stages."""
-        return (stage for stage in self.stages.values() if stage.always)
+        return tuple(stage for stage in self.stages.values() if stage.always)
+
+    @functools.cached_property
+    def timeouts(self) -> Mapping[str, dict[str, Any]]:
+        """Of each stage, as its requests carry them."""
+        return {name: stage.timeouts.model_dump(by_alias=True) for name, stage in self.stages.items()}
+
+    @functools.cached_property
+    def looking_back(self) -> frozenset[str]:
+        """Those whose expressions read what has become of other stages: it is gathered for no others."""
+        return frozenset(
+            self.definition.stages[int(where[1])].name
+            for where, text, is_bare in texts(self.definition)
+            if where[0] == "stages" and ("stages",) in (expression(text) if is_bare else template(text)).reads
+        )
 
 
 def plan(definition: Definition) -> Plan:

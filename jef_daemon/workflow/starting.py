@@ -15,16 +15,14 @@ from jef_daemon.workflow.state import OPEN, Phase, Run, StageState, execution_id
 from jef_daemon.workflow.step import Step
 
 
-def start(step: Step, name: str, stage: StageState, spec: Stage, index: int, run: Run) -> None:
+def start(step: Step, spec: Stage, stage: StageState, index: int, run: Run) -> None:
     """Ask for a job of a stage; without a value for one of its expressions it has failed."""
-    is_list = stage.is_list
+    name, is_list = spec.name, stage.is_list
     seen = names(step, name) | {"item": run.item, "index": index}  # only those of a list may name them
     attempt = run.attempt + 1
     identity = execution_id(step.state.key, name, index if is_list else None, attempt)
     try:
-        effect = (
-            _job(step, identity, name, spec, run, seen) if spec.action else _child(step, identity, spec, seen)
-        )
+        asked = _job(step, identity, spec, run, seen) if spec.action else _child(step, identity, spec, seen)
     except (ExpressionError, Conflict) as error:
         kind = "ExpressionError" if isinstance(error, ExpressionError) else "LockConflict"
         run.phase, run.error = Phase.FAILED, {"type": kind, "message": str(error)}
@@ -33,16 +31,16 @@ def start(step: Step, name: str, stage: StageState, spec: Stage, index: int, run
     run.sequence, run.error, run.then = -1, None, ""
     run.started_at, run.finished_at = step.now, None
     stage.last_attempt = max(stage.last_attempt, attempt)
-    step.effects.append(effect)
+    step.effects.append(asked)
     step.note("Started", f"{name}.{index}" if is_list else name, reason=identity)
 
 
-def _job(step: Step, identity: str, name: str, spec: Stage, run: Run, names: dict[str, Any]) -> StartJob:
-    changed = step.state.stages[name].configuration
+def _job(step: Step, identity: str, spec: Stage, run: Run, names: dict[str, Any]) -> StartJob:
+    changed = step.state.stages[spec.name].configuration
     request: dict[str, Any] = {
         "executionId": identity,
         "workflowId": step.state.workflow_id,
-        "stage": name,
+        "stage": spec.name,
         "configuration": {**render(spec.configuration, names), **changed},
         "jobContextVariables": names["job"],
         "workflowContextVariables": step.state.context,
@@ -53,16 +51,17 @@ def _job(step: Step, identity: str, name: str, spec: Stage, run: Run, names: dic
             )
         ],
         "priority": step.state.priority if spec.priority is None else spec.priority,
-        "timeouts": spec.timeouts.model_dump(by_alias=True),
+        "timeouts": step.plan.timeouts[spec.name],
     }
     if held := told(step.state):
         request["workflowLocks"] = held
     if run.tries and spec.retry.delay:
         request["notBefore"] = timestamp(step.now + spec.retry.delay)
-    size = len(to_json(request))
-    if size > step.bounds.request_bytes:
-        raise ExpressionError(f"the request would have {size} bytes; {step.bounds.request_bytes} are allowed")
-    return StartJob(str(spec.action), request)
+    body = to_json(request)
+    if len(body) > step.bounds.request_bytes:
+        said = f"the request would have {len(body)} bytes; {step.bounds.request_bytes} are allowed"
+        raise ExpressionError(said)
+    return StartJob(str(spec.action), body)
 
 
 def _child(step: Step, identity: str, spec: Stage, names: dict[str, Any]) -> StartChild:
@@ -74,7 +73,9 @@ def _child(step: Step, identity: str, spec: Stage, names: dict[str, Any]) -> Sta
 
 def names(step: Step, name: str) -> dict[str, Any]:
     """What a stage's expressions see."""
-    ended = {other: _told(stage) for other, stage in step.state.stages.items() if stage.phase not in OPEN}
+    ended: dict[str, Any] = {}
+    if name in step.plan.looking_back:
+        ended = {each: _told(stage) for each, stage in step.state.stages.items() if stage.phase not in OPEN}
     return {
         "workflow": step.state.context,
         "workflowId": step.state.workflow_id,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import hashlib
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from pydantic_core import from_json, to_json
+from pydantic import TypeAdapter
 
 from jef_daemon.lifecycle import Status
 from jef_daemon.lock.state import Mode
@@ -43,6 +43,8 @@ class Phase(StrEnum):
 
 OPEN = frozenset({Phase.WAITING, Phase.RUNNING})
 """Phases after which more is to come."""
+ENDED = frozenset(Phase) - OPEN - {Phase.NOT_RUN}
+"""Phases of those that count as done."""
 
 
 @dataclass(slots=True)
@@ -199,33 +201,16 @@ def parsed(name: str) -> tuple[str, str, int | None, int] | None:
 
 
 def encode(state: State) -> str:
-    """As the ledger keeps it."""
-    return to_json(state).decode()
+    """As the ledger keeps it: what is as it was at first is left out."""
+    return _as_json().dump_json(state, exclude_defaults=True).decode()
 
 
 def decode(text: str) -> State:
-    """As the law takes it."""
-    raw = from_json(text)
-    raw["status"] = Status(raw["status"])
-    raw["stages"] = {name: _stage(found) for name, found in raw["stages"].items()}
-    for word in ("locks", "around"):
-        raw[word] = [_holding(found) for found in raw.get(word, ())]
-    return State(**{key: value for key, value in raw.items() if key in _STATE})
+    """As the law takes it; what is not known any more is left out."""
+    return _as_json().validate_json(text)
 
 
-def _stage(raw: dict[str, Any]) -> StageState:
-    raw["phase"] = Phase(raw["phase"])
-    runs = []
-    for run in raw["runs"]:
-        run["phase"] = Phase(run["phase"])
-        runs.append(Run(**run))
-    raw["runs"] = runs
-    return StageState(**raw)
-
-
-def _holding(raw: dict[str, Any]) -> Holding:
-    raw["mode"] = Mode(raw["mode"])
-    return Holding(**raw)
-
-
-_STATE = frozenset(each.name for each in dataclasses.fields(State))
+@functools.cache
+def _as_json() -> TypeAdapter[State]:
+    # Made when it is wanted first: a daemon without workflows, and the command line, need not wait for it.
+    return TypeAdapter(State)

@@ -6,10 +6,9 @@ import json
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from sqlalchemy import event, text
+from sqlalchemy import text
 
 from jef_daemon.errors import NotFound, RequestRefused
 from jef_daemon.events import Completed, Failed
@@ -322,11 +321,8 @@ async def test_an_answer_tells_the_status_after_all_that_follows_at_once(ledger:
 async def test_no_statement_looks_at_all_workflows(ledger: SqlLedger, url: str, clock: ManualClock) -> None:
     """Whatever is done to one of them, or to one of a few that may run: there may be 100,000."""
     statements: set[str] = set()
-
-    @event.listens_for(ledger._engine, "before_cursor_execute")
-    def seen(*told: Any) -> None:
-        statements.add(told[2])
-
+    written = await ledger._other(lambda transaction: transaction.connection.connection.dbapi_connection)
+    written.set_trace_callback(statements.add)  # the database's own word: also what goes past SQLAlchemy
     await ledger.coordinating([begin("w-1"), begin("w-2"), begin("w-3", {**ROW, "name": "other"})])
     await ledger.coordinating([ended("w-1", "a"), ended("w-1", "b"), ended("w-3", "a", status=Status.FAILED)])
     cancel = Control.model_validate({"command": "cancel", "workflowId": "w-2"})
@@ -342,7 +338,7 @@ async def test_no_statement_looks_at_all_workflows(ledger: SqlLedger, url: str, 
     # In the order of its primary key, for the first row: that is no look at all of them.
     assert all("LIMIT" in each and "ORDER BY workflows.number" in each for each in scans), scans
     counts = [plan for each, plan in plans.items() if "count(*)" in each]
-    assert len(counts) == 2
+    assert len(counts) > 1
     assert all(
         "workflows_running (name=?" in plan or "workflows_waiting_for_lock (name=?" in plan for plan in counts
     )
@@ -351,7 +347,6 @@ async def test_no_statement_looks_at_all_workflows(ledger: SqlLedger, url: str, 
 def plan_of_query(url: str, statement: str) -> str:
     engine = open_engine(url, read_only=True)
     with engine.connect() as connection:
-        values = (1,) * statement.count("?")
-        rows = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", values).all()
+        rows = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}").all()
     engine.dispose()
     return "; ".join(str(row[3]) for row in rows)

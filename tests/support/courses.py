@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic_core import from_json
+
 from jef_daemon.lifecycle import Status
 from jef_daemon.workflow import events, law
 from jef_daemon.workflow.definition import Definition
@@ -56,10 +58,8 @@ class Course:
 
     def asked(self) -> list[str]:
         """Jobs that were asked for, in order."""
-        jobs = [
-            effect.request["executionId"] for effect in self.effects if isinstance(effect, events.StartJob)
-        ]
-        return [job.removeprefix("w:") for job in jobs]
+        jobs = [from_json(effect.body) for effect in self.effects if isinstance(effect, events.StartJob)]
+        return [job["executionId"].removeprefix("w:") for job in jobs]
 
     def noted(self) -> list[str]:
         """The history: what happened, and to which stage."""
@@ -68,7 +68,7 @@ class Course:
 
     def request(self, name: str) -> dict[str, Any]:
         """The request for a job."""
-        jobs = [effect.request for effect in self.effects if isinstance(effect, events.StartJob)]
+        jobs = [from_json(effect.body) for effect in self.effects if isinstance(effect, events.StartJob)]
         return next(job for job in jobs if job["executionId"] == f"w:{name}")
 
     def phases(self) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from typing import Any
 
 import pytest
@@ -99,7 +100,7 @@ class Workflows(RuleBasedStateMachine):
         self.state = state
         for effect in effects:
             if isinstance(effect, events.StartJob):
-                self.asked(effect.request)
+                self.asked(json.loads(effect.body))
             elif isinstance(effect, events.CancelJob):
                 assert self.jobs[effect.execution_id] == "open"
                 self.asked_to_stop.add(effect.execution_id)
