@@ -8,6 +8,8 @@ messages are ignored here and preserved in the record, so that producers can evo
 from __future__ import annotations
 
 import functools
+import math
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, TypeVar
@@ -32,6 +34,8 @@ from jef_daemon.lock.state import Mode
 
 MAX_BODY_BYTES = 1024 * 1024
 """Default limit of a request's body; configurable."""
+MOST_NESTED = 100
+"""How deep lists and objects may lie within one another in variables; readers of JSON take 200 and fewer."""
 
 # ^ and $, not \A and \z: the published schema is read by validators of other languages, which know no others.
 ExecutionId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._:-]{1,128}$")]
@@ -290,13 +294,50 @@ def decode_object(body: bytes, limit: int = MAX_BODY_BYTES) -> dict[str, Any]:
         raw = from_json(body, allow_inf_nan=False)
     except ValueError as error:
         raise RequestRefused("not-json", f"the body is no JSON: {error}") from None
+    if _MAYBE_INFINITE.search(body) and not _is_finite(raw):
+        raise RequestRefused(
+            "not-json", "the body has a number beyond 1.8e308: to most readers it is infinite"
+        )
     if not isinstance(raw, dict):
         raise RequestRefused("not-an-object", f"the body is a JSON {_kind(raw)}, not an object")
     return raw
 
 
+def is_nested_deeper(encoded: bytes, most: int) -> bool:
+    """Whether lists and objects lie within one another deeper than that: `[{}]` has 2 levels.
+
+    Args:
+        encoded: JSON.
+        most: levels that are allowed.
+    """
+    if encoded.count(b"[") + encoded.count(b"{") <= most:
+        return False
+    depth = 0
+    for bracket in _BRACKET.findall(_TEXT.sub(b"", encoded)):
+        depth += 1 if bracket in b"[{" else -1
+        if depth > most:
+            return True
+    return False
+
+
+_TEXT = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_BRACKET = re.compile(rb"[\[\]{}]")
+_MAYBE_INFINITE = re.compile(rb"[\s:,\[]-?\d(?:[\d.]*[eE]\+?\d{3}|\d{308})")
+"""Numbers that may be too large for a float, and texts that look like them."""
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(map(_is_finite, value.values()))
+    if isinstance(value, list):
+        return all(map(_is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
+
+
 def _decode(model: type[M], body: bytes, limit: int) -> M:
     decode_object(body, limit)
+    if is_nested_deeper(body, MOST_NESTED + 1):  # with the message around the variables
+        raise RequestRefused("field-invalid", f"the variables nest deeper than {MOST_NESTED} levels")
     try:
         return model.model_validate_json(body)
     except ValidationError as error:

@@ -274,6 +274,11 @@ class SqlLedger(OwnedLedger):
 
     # --- workflows ---------------------------------------------------------------------------------------
 
+    @property
+    def workflow_bounds(self) -> Bounds:
+        """How much a workflow may carry, as the settings have it now."""
+        return self._terms.workflow_bounds
+
     def coordinating(self, inputs: Sequence[Input]) -> asyncio.Future[list[Became]]:
         """Take requests, ends of stages' jobs and commands, with all that follows; returns what became of each."""
         from jef_daemon.ledger import workflows  # its libraries are for those only who carry workflows out

@@ -262,6 +262,7 @@ class _Step:
                 raise events.Refused(f"there is a workflow {effect.execution_id!r} already")
             if above.depth + 1 >= MOST_WITHIN:
                 raise events.Refused(f"{MOST_WITHIN} workflows within one another are allowed")
+            law.check(plan, effect.variables, self._transaction.terms.workflow_bounds)
             state = law.new(
                 plan, effect.execution_id, effect.variables, effect.priority, self._transaction.now
             )

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 from jef_daemon.errors import ConfigurationRefused, ExecutorError, ResponseRefused
 from jef_daemon.events import Completed, Event, Failed, Launched, Resumed, Stopped
-from jef_daemon.messages import explain
+from jef_daemon.messages import MOST_NESTED, explain, is_nested_deeper
 from jef_daemon.sdk import (
     HOOKS,
     ActionExecutor,
@@ -249,9 +249,12 @@ def _json_bytes(name: str, variables: Mapping[str, Any]) -> int:
     for key, value in variables.items():
         try:
             json.dumps({key: value}, allow_nan=False, ensure_ascii=False).encode()
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise ResponseRefused(f"{name}.{key} cannot be written as JSON: {error}") from None
-    return len(json.dumps(variables, ensure_ascii=False).encode())
+    encoded = json.dumps(variables, ensure_ascii=False).encode()
+    if is_nested_deeper(encoded, MOST_NESTED):
+        raise ResponseRefused(f"{name} nest deeper than {MOST_NESTED} levels")
+    return len(encoded)
 
 
 def failed(error: BaseException) -> Failed:

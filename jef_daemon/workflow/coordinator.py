@@ -28,6 +28,7 @@ from jef_daemon.workflow.library import Library
 from jef_daemon.workflow.loading import DefinitionError
 from jef_daemon.workflow.messages import ended
 from jef_daemon.workflow.plan import Plan
+from jef_daemon.workflow.state import Bounds
 
 log = structlog.get_logger()
 
@@ -40,6 +41,11 @@ _TRACEPARENT_CHARACTERS = 512
 
 class WorkflowLedger(Protocol):
     """The part of a ledger that the coordinator needs."""
+
+    @property
+    def workflow_bounds(self) -> Bounds:
+        """How much a workflow may carry."""
+        ...
 
     def coordinating(self, inputs: Sequence[Input]) -> asyncio.Future[list[Became]]:
         """See `SqlLedger.coordinating`."""
@@ -134,7 +140,7 @@ class Coordinator:
             raise RequestRefused("workflow-invalid", str(error)) from None
         plan = found[request.workflow].plan
         try:
-            law.new(plan, request.workflow_id, request.variables, request.priority, 0.0)
+            law.check(plan, request.variables, self._ledger.workflow_bounds)
         except events.Refused as refused:
             raise RequestRefused("field-invalid", str(refused)) from None
         traceparent = delivery.headers.get("traceparent")

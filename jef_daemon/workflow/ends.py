@@ -40,9 +40,7 @@ def end(step: Step, event: Ended) -> None:
 
 def _complete(step: Step, event: Ended, run: Run, name: str) -> None:
     context = {**step.state.context, **event.workflow_variables}
-    size = len(to_json(context)) if event.workflow_variables else 0
-    if size > step.bounds.variables_bytes:
-        said = f"the workflow's variables would have {size} bytes; {step.bounds.variables_bytes} are allowed"
+    if event.workflow_variables and (said := step.bounds.objection(to_json(context))):
         _fail(step, event.stage, run, {"type": "VariablesTooLong", "message": said}, name, is_final=True)
         return
     step.state.context = context

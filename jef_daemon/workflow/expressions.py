@@ -8,6 +8,7 @@ filters and tests that are named here. `a.b` is the key `b` of the object `a`. W
 from __future__ import annotations
 
 import functools
+import math
 import posixpath
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +18,8 @@ from typing import Any
 from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, Undefined, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic_core import to_json
+
+from jef_daemon.messages import MOST_NESTED
 
 MOST_CHARACTERS = 1024 * 1024
 """Longest text that an expression may make."""
@@ -94,7 +97,8 @@ class _Narrow(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"*", "%", "//", "/"})
 
     def __init__(self) -> None:
-        super().__init__(undefined=StrictUndefined, finalize=as_text, autoescape=False)
+        # Not optimized: what is constant would be evaluated when a definition is read, where it must not fail.
+        super().__init__(undefined=StrictUndefined, finalize=as_text, autoescape=False, optimized=False)
         self.globals.clear()
         self.filters = {name: self.filters[name] for name in _BUILT_IN} | _OWN
         self.tests = {name: known for name, known in self.tests.items() if name in _TESTS}
@@ -132,6 +136,32 @@ def as_text(value: Any) -> Any:
     return to_json(value).decode()
 
 
+def plain(value: Any, levels: int = MOST_NESTED) -> Any:
+    """A value as JSON that every reader can take, whatever filters made of it.
+
+    Raises:
+        ExpressionError: it is none: not there, infinite, nested too deep.
+    """
+    if value is None or isinstance(value, str | int):
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ExpressionError("a number is too large, or none at all")
+        return value
+    if isinstance(value, Undefined):
+        value._fail_with_undefined_error()  # noqa: SLF001  the library's own words
+    if not levels:
+        raise ExpressionError(f"it nests deeper than {MOST_NESTED} levels")
+    if isinstance(value, Mapping):
+        wrong = next((key for key in value if not isinstance(key, str)), "")
+        if wrong != "":
+            raise ExpressionError(f"an object's keys are texts, not {_kind(wrong)}")
+        return {key: plain(inner, levels - 1) for key, inner in value.items()}
+    if isinstance(value, list | tuple | Iterator):
+        return [plain(inner, levels - 1) for inner in value]
+    raise ExpressionError(f"{type(value).__name__} is nothing that a variable can be")
+
+
 def _kind(value: Any) -> str:
     kinds = {str: "a text", bool: "true or false", int: "a number", float: "a number", list: "a list"}
     return "null" if value is None else kinds.get(type(value), "an object")
@@ -156,9 +186,7 @@ class Expression:
             ExpressionError: it has no value: something is not there, or is of the wrong kind.
         """
         try:
-            found = self._evaluate(names)
-            if isinstance(found, Undefined):
-                found._fail_with_undefined_error()  # noqa: SLF001  the library's own words
+            found = plain(self._evaluate(names))
         except (TemplateError, ExpressionError) as error:
             raise ExpressionError(f"{self.source.strip()}: {error}") from None
         except (TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
@@ -236,6 +264,8 @@ def _parsed(text: str) -> nodes.Template:
 
 
 def _refuse(text: str, node: nodes.Node) -> None:
+    if isinstance(node, nodes.Const) and isinstance(node.value, float) and not math.isfinite(node.value):
+        raise ExpressionError(f"{text.strip()}: a number is too large")
     if isinstance(node, nodes.Filter) and node.name not in FILTERS:
         raise ExpressionError(f"{text.strip()}: no filter {node.name!r}; one of {', '.join(FILTERS)}")
     if isinstance(node, nodes.Test) and node.name not in TESTS:

@@ -16,6 +16,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from pydantic_core import to_json
+
 from jef_daemon.workflow import holding
 from jef_daemon.workflow.commands import begin, cancel, retry
 from jef_daemon.workflow.course import settle
@@ -41,15 +43,22 @@ from jef_daemon.workflow.step import Step
 DEFAULTS = Bounds()
 
 
-def new(plan: Plan, workflow_id: str, variables: Mapping[str, Any], priority: int, now: float) -> State:
-    """A workflow that has not begun.
+def check(plan: Plan, variables: Mapping[str, Any], bounds: Bounds) -> None:
+    """Look whether a workflow can begin with these variables.
 
     Raises:
-        Refused: a required variable is missing.
+        Refused: one that is required is missing, or they are too much.
     """
     missing = [name for name in plan.definition.required if variables.get(name) is None]
     if missing:
         raise Refused(f"variables: {', '.join(missing)} required by the workflow {plan.definition.name!r}")
+    context = to_json(plan.definition.initial(dict(variables)))
+    if said := bounds.objection(context):
+        raise Refused(f"variables: {said}")
+
+
+def new(plan: Plan, workflow_id: str, variables: Mapping[str, Any], priority: int, now: float) -> State:
+    """A workflow that has not begun; its variables have been checked."""
     context = plan.definition.initial(dict(variables))
     origins = {name: "request" if name in variables else "definition" for name in context}
     stages = {name: StageState(is_list=stage.for_each is not None) for name, stage in plan.stages.items()}

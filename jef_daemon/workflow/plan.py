@@ -15,6 +15,7 @@ from jef_daemon.workflow.expressions import (
     Path,
     expression,
     is_template,
+    plain,
     template,
 )
 
@@ -158,6 +159,7 @@ def _flaws(definition: Definition) -> Iterator[Flaw]:
         said = " needs ".join((*circle, circle[0]))
         yield Flaw(("stages", number, "needs"), f"a circle: {said}; take one of them out")
         return
+    yield from _value_flaws(definition)
     yield from _goto_flaws(definition, needs)
     yield from _lock_flaws(definition)
     yield from _expression_flaws(definition, needs)
@@ -181,6 +183,20 @@ def _name_flaws(definition: Definition) -> Iterator[Flaw]:
             yield Flaw(
                 ("stages", number, "onFailure"), "behind an always stage nothing follows: fail or continue"
             )
+
+
+def _value_flaws(definition: Definition) -> Iterator[Flaw]:
+    """Values that no message could carry."""
+    written: list[tuple[Where, Any]] = [(("variables",), definition.variables)]
+    for number, stage in enumerate(definition.stages):
+        at: Where = ("stages", number)
+        written += [((*at, "configuration"), stage.configuration), ((*at, "variables"), stage.variables)]
+        written.append(((*at, "forEach"), stage.for_each))
+    for where, value in written:
+        try:
+            plain(value)
+        except ExpressionError as error:
+            yield Flaw(where, str(error))
 
 
 def _goto_flaws(definition: Definition, needs: Mapping[str, list[str]]) -> Iterator[Flaw]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from jef_daemon.messages import timestamp
+from jef_daemon.messages import MOST_NESTED, is_nested_deeper, timestamp
 from jef_daemon.workflow.definition import Stage
 from jef_daemon.workflow.events import StartChild, StartJob
 from jef_daemon.workflow.expressions import ExpressionError, render
@@ -61,6 +61,8 @@ def _job(step: Step, identity: str, spec: Stage, run: Run, names: dict[str, Any]
     if len(body) > step.bounds.request_bytes:
         said = f"the request would have {len(body)} bytes; {step.bounds.request_bytes} are allowed"
         raise ExpressionError(said)
+    if is_nested_deeper(body, MOST_NESTED + 1):
+        raise ExpressionError(f"the configuration would nest deeper than {MOST_NESTED} levels")
     return StartJob(str(spec.action), body)
 
 

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 
 from jef_daemon.lifecycle import Status
 from jef_daemon.lock.state import Mode
+from jef_daemon.messages import MOST_NESTED, is_nested_deeper
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,12 @@ class Bounds:
     """The workflow's context as JSON; a response's two maps have the same limit from their daemon."""
     request_bytes: int = 1024 * 1024
     """A request's body."""
+
+    def objection(self, context: bytes) -> str:
+        """Why a context, as JSON, is too much; empty: it is not."""
+        if len(context) > self.variables_bytes:
+            return f"the workflow's variables would have {len(context)} bytes; {self.variables_bytes} are allowed"
+        return f"they nest deeper than {MOST_NESTED} levels" if is_nested_deeper(context, MOST_NESTED) else ""
 
 
 class Phase(StrEnum):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -97,6 +98,33 @@ async def test_workflows_are_not_within_one_another_for_ever(ledger: SqlLedger, 
     assert await asked(ledger) == []
     await ledger.coordinating([Begin("most", "w1", nested(*names[1:]))])
     assert len(await asked(ledger)) == 1
+
+
+async def test_a_workflow_within_is_given_no_more_than_one_may_have(ledger: SqlLedger, url: str) -> None:
+    """Its stage fails, and says why; what may be is kept and read again."""
+    inner = {"name": "two", "stages": [{"name": "s", "action": "x"}], "variables": {"k": 0}}
+    outer = {
+        "name": "one",
+        "variables": {"k": 0},
+        "stages": [
+            {"name": "a", "action": "x"},
+            {"name": "s", "workflow": "two", "variables": {"k": ["{{ job.k }}"]}},
+        ],
+    }
+    bodies = {str(each["name"]): Definition.model_validate(each).canonical() for each in (outer, inner)}
+    value: Any = 1
+    for _ in range(98):
+        value = [value]
+    for name, given in (("fits", value), ("beyond", [value])):
+        await ledger.coordinating([Begin(name, "one", bodies)])
+        end = events.Ended(
+            stage="a", index=None, attempt=1, status=Status.COMPLETED, job_variables={"k": given}
+        )
+        await ledger.coordinating([JobEnded(name, end)])
+    reader = WorkflowReader(url)
+    assert reader.find("fits:s:1").state.context == {"k": [value]}
+    said = "stage s: RequestRefused: variables: they nest deeper than 100 levels"
+    assert reader.find("beyond").state.message == said
 
 
 async def test_a_workflow_within_does_not_take_the_id_of_another(ledger: SqlLedger, url: str) -> None:

@@ -355,6 +355,11 @@ def _misbehave(how: str, context: ExecutionContext[Any]) -> Any:  # noqa: C901
             )
         case "nan":
             return ActionExecutorResponse(job_context_variables={"x": float("nan")})
+        case "deep":
+            nested: Any = 1
+            for _ in range(150):
+                nested = [nested]
+            return ActionExecutorResponse(job_context_variables={"x": nested})
         case "huge":
             return ActionExecutorResponse(job_context_variables={"x": "y" * 10_000_000})
         case "progress":

@@ -21,6 +21,7 @@ from jef_daemon import (
 )
 from jef_daemon.events import Completed, Event, Failed
 from jef_daemon.lifecycle import Execution, Status, apply
+from jef_daemon.messages import MOST_NESTED
 from jef_daemon.run.boundary import JobInput, failed, is_blocking, perform, perform_blocking
 
 Does = Callable[[ExecutionContext[Any]], Any]
@@ -143,6 +144,25 @@ def test_variables_that_are_no_json(name: str, value: Any) -> None:
     outcome = fails(answering(response))
     assert outcome.error_type == "ResponseRefused"
     assert f"{name}.size cannot be written as JSON" in outcome.error_message
+
+
+@pytest.mark.parametrize("name", ["job_context_variables", "workflow_context_variables"])
+def test_variables_nest_so_deep_and_no_deeper(name: str) -> None:
+    """Who reads what is told of them takes no more; brackets in texts are none."""
+    response = ActionExecutorResponse()
+    getattr(response, name)["x"] = nested(MOST_NESTED - 1, "[" * 300)
+    assert isinstance(run_both(answering(response)), Completed)
+    for levels in (MOST_NESTED, 300, 100_000):
+        getattr(response, name)["x"] = nested(levels)
+        outcome = fails(answering(response))
+        assert outcome.error_type == "ResponseRefused"
+        assert name in outcome.error_message
+
+
+def nested(levels: int, value: Any = 1) -> Any:
+    for _ in range(levels):
+        value = [value]
+    return value
 
 
 def test_the_limit_of_variables() -> None:

@@ -12,8 +12,9 @@ import pytest
 from jef_daemon.names import Names
 from jef_daemon.ports import Delivery
 from jef_daemon.workflow.coordinator import Coordinator
-from jef_daemon.workflow.inputs import Became, Input, JobEnded, WorkflowCommand
+from jef_daemon.workflow.inputs import Became, Begin, Input, JobEnded, RefusedRequest, WorkflowCommand
 from jef_daemon.workflow.library import Library
+from jef_daemon.workflow.state import Bounds
 
 
 class Slow:
@@ -26,6 +27,7 @@ class Slow:
         self.taken = asyncio.Event()
         self.on_disk: asyncio.Future[list[Became]] = asyncio.get_running_loop().create_future()
         self.inputs: list[Input] = []
+        self.workflow_bounds = Bounds()
 
     def coordinating(self, inputs: Sequence[Input]) -> asyncio.Future[list[Became]]:
         self.done.append("given to the ledger")
@@ -98,6 +100,23 @@ async def test_ends_are_heard_before_a_job_is_asked_for(coordinator: Coordinator
         *("bound x.completed", "given to the ledger", "acknowledged"),
         *("given to the ledger", "acknowledged"),
     ]
+
+
+async def test_a_request_with_too_much_is_refused_before_it_begins(
+    coordinator: Coordinator, slow: Slow
+) -> None:
+    """Not by its first stage, after hours."""
+    slow.on_disk.set_result([Became.REFUSED, Became.NEW])
+    slow.workflow_bounds = Bounds(variables_bytes=20)
+    for room in (13, 12):
+        body = json.dumps({**REQUEST, "variables": {"k": "x" * room}}).encode()
+        coordinator.requests.deliver(Delivery("w", body, room, 1))
+    await coordinator.requests.finish()
+    refused, taken = slow.inputs
+    assert isinstance(refused, RefusedRequest)
+    said = "variables: the workflow's variables would have 21 bytes; 20 are allowed"
+    assert (refused.refusal.error.code, refused.refusal.error.detail) == ("field-invalid", said)
+    assert isinstance(taken, Begin)
 
 
 async def test_what_concerns_no_workflow_costs_nothing(coordinator: Coordinator, slow: Slow) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import string
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -179,6 +180,49 @@ def test_the_longest_body() -> None:
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff", b'{"executionId":"1"} x', b'{"priority":NaN}'])
 def test_not_json(body: bytes) -> None:
     assert refusal(body).code == "not-json"
+
+
+@pytest.mark.parametrize(
+    "number", ["1e999", "-1E+400", "1.5e309", f"1{'0' * 310}.0", f"[1, [-{'9' * 400}.5]]"]
+)
+def test_a_number_that_is_infinite_to_most_readers_is_not_json(number: str) -> None:
+    """They would be told of `Infinity`, which is no JSON."""
+    said = refusal(f'{{"executionId":"1","configuration":{{"x":{number}}}}}'.encode())
+    assert (said.code, "beyond 1.8e308" in said.detail) == ("not-json", True)
+
+
+@pytest.mark.parametrize(
+    "value", ["1e308", "1e-999", f"1{'0' * 400}", '"1e999"', '":1e999"', '"a1e999"', "1.0"]
+)
+def test_a_number_is_taken_that_is_finite(value: str) -> None:
+    body = f'{{"executionId":"1","configuration":{{"x":{value}}}}}'
+    assert decode_request(body.encode()).configuration["x"] == json.loads(body)["configuration"]["x"]
+
+
+@pytest.mark.parametrize(
+    ("decode", "body"),
+    [
+        (messages.decode_workflow_request, {"workflowId": "w", "workflow": "w", "variables": {}}),
+        (
+            messages.decode_update,
+            {"executionId": "1", "status": "COMPLETED", "token": "t", "jobContextVariables": {}},
+        ),
+        (messages.decode_control, {"command": "retry", "workflowId": "w", "configuration": {"a": {}}}),
+    ],
+    ids=["workflow", "update", "command"],
+)
+def test_variables_nest_so_deep_and_no_deeper(decode: Callable[[bytes], Any], body: dict[str, Any]) -> None:
+    """What is made of them is read again, within more: readers of JSON have their limits."""
+    key = list(body)[-1]
+    inner, room = (body[key]["a"], 98) if key == "configuration" else (body[key], 99)
+    value: Any = '}]"[{' * 50
+    for number in range(room):
+        value = {"k": value} if number % 2 else [value]
+    inner["x"] = value
+    decode(json.dumps(body).encode())
+    inner["x"] = [value]
+    with pytest.raises(RequestRefused, match="the variables nest deeper than 100 levels"):
+        decode(json.dumps(body).encode())
 
 
 @pytest.mark.parametrize(

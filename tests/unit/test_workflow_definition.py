@@ -10,12 +10,14 @@ from xml.etree import ElementTree
 
 import jsonschema  # type: ignore[import-untyped]  # check-jsonschema brings it, without its types
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import BaseModel
 from ruamel.yaml import YAML
 
 from jef_daemon.workflow import drawing
 from jef_daemon.workflow.definition import Definition, json_schema
-from jef_daemon.workflow.expressions import ExpressionError, expression, render, template
+from jef_daemon.workflow.expressions import FILTERS, TESTS, ExpressionError, expression, render, template
 from jef_daemon.workflow.fitting import flaws
 from jef_daemon.workflow.library import Library
 from jef_daemon.workflow.loading import DefinitionError, load
@@ -167,6 +169,18 @@ STAGE = "name: w\nstages:\n- {name: a, action: x}\n- "
             "{name: b, action: x, forEach: [1], when: item > 1}",
             "stage b.when: there is no 'item'; expressions see workflow, job, stages, workflowId",
         ),
+        (
+            "{name: b, action: x, configuration: {k: [.inf]}}",
+            "stage b.configuration: a number is too large, or none at all",
+        ),
+        (
+            "{name: b, workflow: v, variables: {k: " + "[" * 101 + "]" * 101 + "}}",
+            "stage b.variables: it nests deeper than 100 levels",
+        ),
+        (
+            "{name: b, action: x, forEach: [.nan]}",
+            "stage b.forEach: a number is too large, or none at all",
+        ),
         ("{name: b, action: x, variables: {k: 1}}", "stage b: variables is nothing that an action has"),
         ("{name: b, workflow: v, elsewhere: true}", "stage b: elsewhere is nothing that a workflow has"),
         ("{name: b, action: x, limit: 1}", "stage b: limit is for forEach"),
@@ -255,6 +269,8 @@ def test_a_name_that_is_none_opens_no_file(tmp_path: Path, name: str) -> None:
         ("{{ workflow['a'] == 1 and stages.p.result in ['r'] }}", True),
         ("{{ 'yes' if workflow.zz is defined else 'no' }}", "no"),
         ("{{ {'k': [workflow.a, none, true]} }}", {"k": [1, None, True]}),
+        ("{{ workflow.l | unique }}", [1, 2]),
+        ("{{ [workflow.l | unique, {'k': workflow.l | unique}] }}", [[1, 2], {"k": [1, 2]}]),
         ("plain", "plain"),
     ],
 )
@@ -279,6 +295,8 @@ def test_an_expression_has_the_value_of_its_kind(text: str, value: Any) -> None:
             "{{ x",
             "{{ }}",
             "{{ x is callable }}",
+            "{{ 1e999 }}",
+            "{{ [-1e999] }}!",
             "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
         ),
     ],
@@ -305,6 +323,13 @@ def test_what_is_no_expression_is_refused_before_it_runs(text: str) -> None:
         ("{{ workflow.big ~ workflow.big ~ workflow.big }}", "1048576 are allowed"),
         ("{{ workflow.many | join(workflow.big) }}", "1048576 are allowed"),
         ("{{ range }}", "'range' is undefined"),
+        ("{{ [1, workflow.nope] }}", "[1, workflow.nope]: there is no 'nope'; there is: a, l, s"),
+        ("{{ {'k': [workflow.l[7]]} }}", "there is no number 7 in a list of 2"),
+        ("{{ 'inf' | float }}", "'inf' | float: a number is too large, or none at all"),
+        ("{{ ['nan' | float] }}", "a number is too large, or none at all"),
+        ("{{ 1e308 * 10 }}", "1e308 * 10: a number is too large, or none at all"),
+        ("{{ {1: 2} }}", "an object's keys are texts, not a number"),
+        ("{{ {none: 2} }}", "an object's keys are texts, not null"),
     ],
 )
 def test_an_expression_without_a_value_says_why(text: str, words: str) -> None:
@@ -316,6 +341,76 @@ def test_an_expression_without_a_value_says_why(text: str, words: str) -> None:
     with pytest.raises(ExpressionError) as caught:
         template(text).value(names)
     assert words in str(caught.value)
+
+
+WORDS = {
+    "i": 3,
+    "z": 0,
+    "big": 10**400,
+    "h": 1e308,
+    "s": "text",
+    "inf": "inf",
+    "e": "",
+    "t": True,
+    "n": None,
+    "l": [3, 1, 2],
+    "m": [1, "a", None],
+    "o": {"a": 1, "b": [1, 2]},
+    "lo": [{"a": 1}, {}],
+    "el": [],
+}
+LEAVES = [f"workflow.{name}" for name in WORDS]
+LEAVES += [
+    "1",
+    "-1.5",
+    "'nan'",
+    "'a'",
+    "[]",
+    "{}",
+    "none",
+    "true",
+    "1e308",
+    "nobody",
+    "workflow.nope",
+    "workflow.l[9]",
+]
+BEHIND = [
+    *("", "(1)", "('a')", "(attribute='a')", "(2, 'ceil')", "(none)", "(true)", "(1, 2, 3)", "(workflow.h)")
+]
+OPERATORS = [*("+", "-", "*", "/", "//", "%", "~", "==", "<", ">=", "in", "not in", "and", "or")]
+filtered = st.tuples(st.sampled_from(FILTERS), st.sampled_from(BEHIND)).map("".join)
+tested = st.tuples(st.sampled_from(TESTS), st.sampled_from(["", " 2", " workflow.l"])).map("".join)
+
+
+def larger(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    return st.one_of(
+        st.tuples(inner, st.just("|"), filtered).map(" ".join),
+        st.tuples(inner, st.sampled_from(OPERATORS), inner).map(" ".join),
+        st.tuples(inner, st.just("is"), tested).map(" ".join),
+        st.tuples(inner, st.just("if"), inner, st.just("else"), inner).map(" ".join),
+        st.tuples(inner, inner).map(", ".join).map("[{}]".format),
+        inner.map("{{'k': {}}}".format),
+    ).map("({})".format)
+
+
+@given(st.recursive(st.sampled_from(LEAVES), larger, max_leaves=6), st.booleans())
+def test_whatever_an_expression_is_it_gives_json_or_says_why_not(source: str, is_text: bool) -> None:
+    """It is evaluated where workflows are kept: what it raised there, or left there, would stop all of them."""
+    try:
+        made = template(f"x {{{{ {source} }}}}") if is_text else expression(source)
+        found = made.value({"workflow": WORDS})
+    except ExpressionError:
+        return
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_what_nests_deeper_than_may_be_is_no_value() -> None:
+    value: Any = 1
+    for _ in range(100):
+        value = [value]
+    assert expression("workflow").value({"workflow": value}) == value
+    with pytest.raises(ExpressionError, match="workflow: it nests deeper than 100 levels"):
+        expression("workflow").value({"workflow": [value]})
 
 
 def test_what_a_value_holds_is_never_evaluated() -> None:

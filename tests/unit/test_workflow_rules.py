@@ -24,7 +24,12 @@ def test_a_workflow_begins_with_what_its_request_brings() -> None:
     spelled = {"name": "w", "variables": {"x": 0, "y": 0}, "required": ["asset", "source"], "stages": stages}
     ready = plan(Definition.model_validate(spelled))
     with pytest.raises(events.Refused, match="variables: asset, source required by the workflow 'w'"):
-        law.new(ready, "w", {"asset": None}, 0, 0.0)
+        law.check(ready, {"asset": None}, Bounds())
+    with pytest.raises(
+        events.Refused, match="variables: the workflow's variables would have 45 bytes; 44 are"
+    ):
+        law.check(ready, {"asset": 1, "source": "0123456789"}, Bounds(variables_bytes=44))
+    law.check(ready, {"asset": 1, "source": "0123456789"}, Bounds(variables_bytes=45))
     state = law.new(ready, "w", {"asset": 1, "source": 2, "x": 3}, 5, 7.0)
     assert state.context == {"x": 3, "y": 0, "asset": 1, "source": 2}
     said = {"x": "request", "y": "definition", "asset": "request", "source": "request"}
@@ -197,6 +202,23 @@ def test_variables_have_a_limit_and_an_error_that_says_so() -> None:
         "type": "VariablesTooLong",
         "message": "the workflow's variables would have 110 bytes; 50 are allowed",
     }
+
+
+def test_what_nests_too_deep_is_no_request_and_no_variable() -> None:
+    """Nobody could read it again; so nothing is asked for, and nothing kept."""
+    value: Any = 1
+    for _ in range(98):
+        value = [value]
+    deep = {"name": "b", "configuration": {"x": ["{{ job.x }}"]}}
+    fits, beyond = Course({"name": "a"}, deep), Course({"name": "a"}, deep)
+    fits.end("a:1", job_variables={"x": value}, workflow_variables={"x": [value]})
+    assert fits.request("b:1")["configuration"] == {"x": [value]}
+    beyond.end("a:1", job_variables={"x": [value]})
+    said = "stage b: ExpressionError: the configuration would nest deeper than 100 levels"
+    assert beyond.state.message == said
+    course = Course({"name": "a"})
+    course.end("a:1", workflow_variables={"x": [[value]]})
+    assert course.state.message == "stage a: VariablesTooLong: they nest deeper than 100 levels"
 
 
 def test_an_expression_without_a_value_fails_its_stage() -> None:
