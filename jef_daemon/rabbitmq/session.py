@@ -12,6 +12,7 @@ from typing import Any, cast
 import aio_pika
 import aiormq
 import structlog
+from aio_pika.connection import make_url
 from aiormq.abc import DeliveredMessage
 from pamqp import commands
 
@@ -327,12 +328,24 @@ async def connect(url: str, settings: BusSettings, name: str, timeout_s: float) 
     return cast("TappedConnection", connection)
 
 
-async def open_connection(url: str, **options: Any) -> aio_pika.abc.AbstractConnection:
+async def open_connection(
+    url: str,
+    *,
+    timeout: float,  # noqa: ASYNC109 - the library's
+    client_properties: dict[str, Any] | None = None,
+    connection_class: type[aio_pika.Connection] = aio_pika.Connection,
+    **parameters: Any,
+) -> aio_pika.Connection:
     """Open a connection; one that is refused says so in the broker's own words."""
+    connection = connection_class(
+        make_url(url, **parameters), client_properties=client_properties, **parameters
+    )
     try:
-        connection: aio_pika.abc.AbstractConnection = await aio_pika.connect(url, **options)
-    except aiormq.exceptions.InvalidFrameError as error:
-        closed = _close_behind(error)
+        await connection.connect(timeout=timeout)
+    except BaseException as error:
+        # Else it closes itself when it is thrown away, in a task, though there may be no loop for one any more.
+        await connection.close()
+        closed = _close_behind(error) if isinstance(error, aiormq.exceptions.InvalidFrameError) else None
         if closed is None:
             raise
         raise aiormq.exceptions.ConnectionClosed(closed.reply_code, closed.reply_text) from None

@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
+import aio_pika
 import pytest
+from yarl import URL
 
 from jef_daemon.names import WATCHED, Names
 from jef_daemon.ports import Delivery, Outgoing
 from jef_daemon.rabbitmq import RabbitBus, topology
-from jef_daemon.rabbitmq.session import Session
+from jef_daemon.rabbitmq.session import Session, open_connection
 from jef_daemon.sections import Bus
 from tests.support.amqp import Client
 from tests.support.proxy import Proxy
@@ -137,3 +141,23 @@ async def test_one_that_cannot_be_taken_leaves_the_others_alone(client: Client) 
             delivery = await came.get()
         assert (json.loads(delivery.body)["executionId"], delivery.session) == ("good", session)
     assert failures == ["not that one"]
+
+
+@pytest.mark.parametrize("patience_s", [10.0, 0.1], ids=["refused", "given up"])
+async def test_a_connection_that_was_not_opened_is_closed(patience_s: float) -> None:
+    """Else it would close itself when it is thrown away, in a task that no loop may be there for any more."""
+    made: list[aio_pika.Connection] = []
+
+    class Kept(aio_pika.Connection):
+        def __init__(self, url: URL, **options: Any) -> None:
+            super().__init__(url, **options)
+            made.append(self)
+
+    with socket.socket() as broker:
+        broker.bind(("127.0.0.1", 0))
+        if patience_s < 1:
+            broker.listen()
+        url = f"amqp://127.0.0.1:{broker.getsockname()[1]}/"
+        with pytest.raises((ConnectionError, TimeoutError)):
+            await open_connection(url, timeout=patience_s, connection_class=Kept)
+    assert [connection.is_closed for connection in made] == [True]

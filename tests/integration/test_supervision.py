@@ -151,6 +151,25 @@ def test_without_a_broker_it_is_starting_and_alive(tmp_path: Path, systemd: Syst
         daemon.kill()
 
 
+@pytest.mark.parametrize("broker_is", ["away", "silent"])
+def test_without_a_broker_it_ends_at_once_and_in_order(broker_is: str, tmp_path: Path) -> None:
+    """Nothing is printed but its log: a warning of a library's would be the last that an operator reads of it."""
+    with socket.socket() as broker:
+        broker.bind(("127.0.0.1", 0))
+        if broker_is == "silent":
+            broker.listen()
+        url = f"amqp://guest:guest@127.0.0.1:{broker.getsockname()[1]}/"
+        daemon = DaemonProcess(url, "none", tmp_path / "daemon")
+        try:
+            daemon.start(ready=False)
+            daemon.wait_for("broker_unreachable" if broker_is == "away" else "watching")
+            assert daemon.stop(within_s=10) == 0
+        finally:
+            daemon.kill()
+    assert daemon.events()[-1]["event"] == "stopped"
+    assert len(daemon.events()) == len(daemon.log.read_text().splitlines()), daemon.log.read_text()
+
+
 async def test_the_journal_keeps_fields_of_a_job(
     daemon: DaemonProcess, client: Client, tmp_path: Path
 ) -> None:
