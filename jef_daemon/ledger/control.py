@@ -124,7 +124,8 @@ def _cancel(transaction: Transaction, execution: Execution, asked: Command, foun
         return False, execution.status, f"it is {execution.status} already"
     before = execution
     events: list[Event] = []
-    if not execution.cancel_requested:
+    # Asked of what runs, it stands. What failed or fell silent after that is not cancelled yet.
+    if not (execution.cancel_requested and execution.place is Place.RUNNING):
         events.append(CancelRequested(actor=asked.actor, reason=reason))
     if force and execution.place is Place.RUNNING:
         events.append(Stopped(actor=asked.actor, reason=reason, forced=True))
@@ -196,7 +197,7 @@ def _of_workflow(
         .limit(_AT_ONCE)
     )
     if what == "cancel" and not control.force:
-        query = query.where(_EX.cancel_requested.is_(False))
+        query = query.where(_EX.cancel_requested.is_(False) | (_EX.status == Status.TIMED_OUT.value))
     if what != "resume":
         query = query.where(
             _EX.stage.is_(None)

@@ -72,6 +72,17 @@ async def _closed(life: Life) -> None:
     await life.fall_silent("1", close=True)
 
 
+async def _failed_after_a_cancel(life: Life) -> None:
+    await _cancelling(life)
+    await life.apply("1", BROKE)
+
+
+async def _silent_after_a_cancel(life: Life, *, close: bool = False) -> None:
+    await life.run("1", "f", Launched())
+    await life.command("cancel", "1", reason="first")
+    await life.fall_silent("1", close=close)
+
+
 async def _cancelled(life: Life) -> None:
     await life.arrive("1")
     await life.command("cancel", "1")
@@ -90,27 +101,33 @@ PLACES: dict[str, Callable[[Life], Awaitable[Any]]] = {
     "CANCELLED": _cancelled,
     "TIMED_OUT (open)": _silent,
     "TIMED_OUT (closed)": _closed,
+    "failed after a cancel": _failed_after_a_cancel,
+    "silent after a cancel": _silent_after_a_cancel,
+    "closed after a cancel": lambda life: _silent_after_a_cancel(life, close=True),
 }
 COMMANDS = ("cancel", "force", "retry", "resume")
 ANSWERS = """
-QUEUED              CANCELLED  CANCELLED  -          -
-WAITING_FOR_LOCK    CANCELLED  CANCELLED  -          -
-granted             CANCELLED  CANCELLED  -          -
-RUNNING             RUNNING    CANCELLED  -          -
-not cancellable     -          CANCELLED  -          -
-being cancelled     RUNNING    CANCELLED  -          -
-outside             RUNNING    CANCELLED  -          -
-COMPLETED           -          -          -          -
-FAILED              CANCELLED  CANCELLED  QUEUED     -
-CANCELLED           -          -          -          -
-TIMED_OUT (open)    CANCELLED  CANCELLED  QUEUED     TIMED_OUT
-TIMED_OUT (closed)  CANCELLED  CANCELLED  QUEUED     -
+QUEUED                 CANCELLED  CANCELLED  -          -
+WAITING_FOR_LOCK       CANCELLED  CANCELLED  -          -
+granted                CANCELLED  CANCELLED  -          -
+RUNNING                RUNNING    CANCELLED  -          -
+not cancellable        -          CANCELLED  -          -
+being cancelled        RUNNING    CANCELLED  -          -
+outside                RUNNING    CANCELLED  -          -
+COMPLETED              -          -          -          -
+FAILED                 CANCELLED  CANCELLED  QUEUED     -
+CANCELLED              -          -          -          -
+TIMED_OUT (open)       CANCELLED  CANCELLED  QUEUED     TIMED_OUT
+TIMED_OUT (closed)     CANCELLED  CANCELLED  QUEUED     -
+failed after a cancel  CANCELLED  CANCELLED  QUEUED     -
+silent after a cancel  CANCELLED  CANCELLED  QUEUED     TIMED_OUT
+closed after a cancel  CANCELLED  CANCELLED  QUEUED     -
 """
 """What each command comes to in each place: the status that is answered and kept; -: refused."""
 PAIRS = [
-    (row[:20].strip(), command, word)
+    (row[:23].strip(), command, word)
     for row in ANSWERS.strip().splitlines()
-    for command, word in zip(COMMANDS, row[20:].split(), strict=True)
+    for command, word in zip(COMMANDS, row[23:].split(), strict=True)
 ]
 
 
@@ -327,6 +344,20 @@ async def test_a_workflow_of_many_pages(life: Life) -> None:
     reader = Reader(life.url)
     assert reader.count() == {"CANCELLED": 600, "RUNNING": 501, "QUEUED": 1}
     reader.close()
+
+
+async def test_a_cancel_of_a_workflow_meets_what_fell_silent_after_another(life: Life) -> None:
+    """What is being cancelled is asked no second time, unless it is forced; what nobody stopped ends."""
+    for name in ("silent", "runs"):
+        await life.run(name, "f", Launched(), workflow_id="w")
+        await life.command("cancel", name)
+    await life.fall_silent("silent")
+    answer, found = await life.command("cancel", workflow_id="w")
+    assert answer["reason"].startswith("1 cancelled")
+    assert [stop.execution.execution_id for stop in found.stops] == ["silent"]
+    assert (life.status("silent"), life.status("runs")) == ("CANCELLED", "RUNNING")
+    await life.command("cancel", workflow_id="w", force=True)
+    assert life.status("runs") == "CANCELLED"
 
 
 async def test_resume_of_a_workflow_ends(life: Life) -> None:
