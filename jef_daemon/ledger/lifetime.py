@@ -58,7 +58,7 @@ def hand_back(transaction: Transaction, actions: Collection[str] | None = None, 
     given = []
     for row in found:
         execution = rows.execution_of(row)
-        execution.handed_back = True
+        execution.handed_back, execution.updated_at = True, transaction.now
         given.append((execution, row.body))
     if given:
         transaction.update(execution for execution, _ in given)

@@ -346,6 +346,18 @@ async def test_old_finished_executions_are_purged_in_steps(
     assert reader.outcome("1") == {}
 
 
+async def test_what_was_handed_back_is_known_for_as_long_as_what_ended(
+    ledger: SqlLedger, clock: ManualClock
+) -> None:
+    """From then on, however long it had waited: a copy of its request does not run it beside another daemon."""
+    await ledger.accept([arrival("1")])
+    clock.time += 100
+    await ledger.hand_back()
+    assert await ledger.purge(clock.time - 50, 2) == 0
+    clock.time += 100
+    assert await ledger.purge(clock.time - 50, 2) == 1
+
+
 async def test_a_job_is_found_by_either_of_its_names(ledger: SqlLedger, url: str) -> None:
     """Ours, or the executor's own for the work elsewhere."""
     await ledger.accept([arrival("1")])
