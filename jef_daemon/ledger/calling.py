@@ -33,8 +33,8 @@ _DONE = delete(schema.calls).where(
 )
 """Not one that took its place meanwhile, for another attempt."""
 _INTERVAL_FIRST_S, _INTERVAL_GROWTH, _INTERVAL_MOST_S = 1.0, 1.5, 60.0
-_AGAIN_S = 120.0
-"""A call whose answer never came, as its daemon died, is made again then."""
+AGAIN_S = 120.0
+"""A call whose answer never came, as its daemon died, is made again then. No call is due later than that."""
 
 
 def due(transaction: Transaction, most: int) -> list[Call]:
@@ -43,7 +43,7 @@ def due(transaction: Transaction, most: int) -> list[Call]:
     calls = [Call(row.call, _meant(row), row.body, row.number) for row in found]
     if calls:
         transaction.connection.execute(
-            _PUT_OFF, [_new(call, transaction.now + _AGAIN_S, call.number + 1) for call in calls]
+            _PUT_OFF, [_new(call, transaction.now + AGAIN_S, call.number + 1) for call in calls]
         )
     return calls
 

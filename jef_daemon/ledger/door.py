@@ -81,7 +81,7 @@ def _again(transaction: Transaction, arrival: Arrival, execution: Execution) -> 
     # Only what a daemon handed back counts so far. A copy of the request does not: the job is elsewhere by
     # now, or has ended there, and would run twice.
     if execution.handed_back and execution.status in UNSTARTED and came.sequence >= execution.sequence:
-        execution.handed_back = False
+        execution.handed_back, execution.updated_at = False, transaction.now
         execution.sequence, execution.attempt, execution.token = came.sequence, came.attempt, came.token
         # As with any daemon that takes it: a retry's delay was not handed on, and its waits begin now.
         execution.not_before = came.not_before

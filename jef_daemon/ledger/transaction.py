@@ -40,7 +40,11 @@ _UPDATE = (
     .where(_EX.execution_id == bindparam("key"))
     .values({name: bindparam(name) for name in rows.FIELDS if name not in rows.FIXED})
 )
-_REARM = update(schema.executions).where(_EX.execution_id == bindparam("key")).values(due_at=bindparam("at"))
+_REARM = (
+    update(schema.executions)
+    .where(_EX.execution_id == bindparam("key"))
+    .values(due_at=bindparam("at"), updated_at=bindparam("now"))
+)
 _DELETE_OUTCOMES = delete(schema.outcomes).where(schema.outcomes.c.execution_id == bindparam("key"))
 _INSERT_OUTCOME = insert(schema.outcomes)
 _DELETE_OUTBOX = delete(schema.outbox).where(
@@ -216,7 +220,7 @@ class Transaction:
 
     def rearm(self, execution_id: str, due_at: float | None) -> None:
         """Set the clock of an execution's place, which goes on as another: it has its locks, or lost them."""
-        self.connection.execute(_REARM, {"key": execution_id, "at": due_at})
+        self.connection.execute(_REARM, {"key": execution_id, "at": due_at, "now": self.now})
 
     @property
     def is_counted(self) -> bool:

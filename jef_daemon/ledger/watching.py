@@ -7,17 +7,20 @@ persisted before is seen, one that comes behind finds the time-out, and nothing 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from sqlalchemy import and_, bindparam, or_, select, update
+from sqlalchemy import ColumnElement, and_, bindparam, or_, select, update
 
 from jef_daemon.events import Event, Failed, FellSilent, GraceEnded, Started
 from jef_daemon.ledger import rows as tables
 from jef_daemon.ledger import schema
+from jef_daemon.ledger.calling import AGAIN_S
 from jef_daemon.ledger.transaction import Transaction
 from jef_daemon.lifecycle import UNSTARTED, Execution, Place, Status
 from jef_daemon.ports import Consequences, Silence, Stop
 
 _EX = schema.executions.c
+_UNSTARTED = [status.value for status in UNSTARTED]
 _ACTOR = "watcher"
 _JUST_NOW_S = 2.5
 """A clock that was set is noticed sooner than that: what was written since then has the new time."""
@@ -195,15 +198,40 @@ def shift(transaction: Transaction, by_s: float) -> int:
         How many executions.
     """
     now = transaction.now
-    is_older = or_(_EX.updated_at < now - _JUST_NOW_S, _EX.updated_at > now + _JUST_NOW_S)
-    shifted = 0
-    for clock in (_EX.update_deadline, _EX.due_at):
-        shifted += transaction.connection.execute(
-            update(schema.executions).where(clock.is_not(None), is_older).values({clock: clock + by_s})
-        ).rowcount
-    waiting, begun = schema.workflows.c.due_at, schema.workflows.c.updated_at
-    is_older = or_(begun < now - _JUST_NOW_S, begun > now + _JUST_NOW_S)
-    transaction.connection.execute(
-        update(schema.workflows).where(waiting.is_not(None), is_older).values({waiting: waiting + by_s})
+    is_older = _is_older(_EX.updated_at, now)
+    # A request's `notBefore` is an instant, and stays; so does the end of the wait that begins then.
+    is_of_now = or_(
+        _EX.status.not_in(_UNSTARTED), _EX.attempt > 1, _EX.not_before.is_(None), _EX.not_before <= now
     )
+    shifted = _move_clock(transaction, _EX.update_deadline, by_s, is_older)
+    shifted += _move_clock(transaction, _EX.due_at, by_s, and_(is_older, is_of_now))
+    workflows = schema.workflows.c
+    _move_clock(transaction, workflows.due_at, by_s, _is_older(workflows.updated_at, now))
+    if by_s < 0:
+        _set_back(transaction, by_s, is_older)
     return shifted
+
+
+def _set_back(transaction: Transaction, by_s: float, is_older: ColumnElement[bool]) -> None:
+    """What comes early when the clock is set ahead, which does no harm, would stand still when it is set back."""
+    now = transaction.now
+    calls, asked = schema.calls.c, schema.job_locks.c
+    _move_clock(transaction, calls.at, by_s, calls.at > now + AGAIN_S)
+    _move_clock(
+        transaction, asked.at, by_s, and_(asked.state.in_(["asked", "lost"]), asked.at > now + _JUST_NOW_S)
+    )
+    # The delay of another attempt.
+    is_delayed = and_(_EX.status.in_(_UNSTARTED), _EX.attempt > 1, is_older)
+    delayed = asked.execution_id.in_(select(_EX.execution_id).where(is_delayed))
+    _move_clock(transaction, asked.at, by_s, and_(asked.state == "later", delayed))
+    _move_clock(transaction, _EX.not_before, by_s, is_delayed)
+
+
+def _is_older(written: ColumnElement[float], now: float) -> ColumnElement[bool]:
+    """Whether something was written by the time as it was before."""
+    return or_(written < now - _JUST_NOW_S, written > now + _JUST_NOW_S)
+
+
+def _move_clock(transaction: Transaction, clock: Any, by_s: float, which: ColumnElement[bool]) -> int:
+    moved = update(clock.table).where(clock.is_not(None), which).values({clock: clock + by_s})
+    return transaction.connection.execute(moved).rowcount

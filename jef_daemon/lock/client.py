@@ -118,7 +118,7 @@ class LockClient:
         self._life = new_token()[:8]
         """Answers to an earlier life of this daemon are none to this one."""
         self._answered_up_to = 0.0
-        """Wall clock: the service has answered a message that was sent then, so it has had all earlier ones."""
+        """Wall clock: the last answer was to a message that was sent then, so the service has had all earlier ones."""
 
     def deliver(self, delivery: Delivery) -> None:
         """Take an answer; called by the bus for each, in order."""
@@ -171,7 +171,8 @@ class LockClient:
     def _note_kept(
         self, sent_at: float, sent_wall: float, running: Iterable[str], *, kept: Iterable[str]
     ) -> None:
-        self._answered_up_to = max(self._answered_up_to, sent_wall)
+        # Not the latest of all: by a clock that was set back, everything that is asked would be earlier.
+        self._answered_up_to = sent_wall
         still = set(kept)  # Who is named as neither held nor lost waits, and holds nothing.
         for name in running:
             held = self._held.get(name)

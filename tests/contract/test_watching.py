@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy import create_engine, text
 
-from jef_daemon.events import Completed, Launched, Progressed
+from jef_daemon.events import Completed, Failed, Launched, Progressed
 from jef_daemon.ledger import Policy, Reader, SqlLedger
 from jef_daemon.lifecycle import Execution
 from jef_daemon.lock.messages import LockReply
@@ -442,6 +442,89 @@ async def test_what_is_to_come_moves_with_the_clock(
     assert (await run_out(ledger, clock)).left == []
     clock.time += 0.2
     assert (await run_out(ledger, clock)).left == ["a"]
+
+
+async def test_polls_go_on_when_the_clock_is_set_back(ledger: SqlLedger, clock: ManualClock) -> None:
+    """They are the signs of life of work outside: an hour without them would time it out."""
+    ledger.govern({"a": Policy(hooks=frozenset({"poll"}))})
+    await outside(ledger, "old")
+    clock.time += -3600 + 0.5
+    await outside(ledger, "new")
+    await ledger.shift_clocks(-3600)
+    for name in ("old", "new"):
+        clock.time += 0.5
+        assert [call.execution.execution_id for call in await ledger.due_calls(9)] == [name]
+
+
+@pytest.mark.parametrize("step", [3600.0, -3600.0])
+async def test_an_instant_that_was_asked_for_stays(
+    ledger: SqlLedger, clock: ManualClock, url: str, step: float
+) -> None:
+    """However the clock is set, and the wait for a slot begins with it."""
+    await queued(ledger, "1", queue_timeout_s=10.0, not_before=(at := clock.time + 9000))
+    clock.time += 5 + step
+    assert await ledger.shift_clocks(step) == 0
+    found = Reader(url).find("1")
+    assert (found.not_before, found.due_at) == (at, at + 10)
+    clock.time = at + 9.9
+    await run_out(ledger, clock)
+    assert await statuses(ledger) == ["QUEUED"]
+    assert await ledger.shift_clocks(step) == 1  # it waits for a slot now
+    assert Reader(url).find("1").due_at == at + 10 + step
+
+
+@pytest.mark.parametrize("wants_locks", [True, False])
+async def test_the_delay_of_another_attempt_moves_with_the_clock(
+    ledger: SqlLedger, clock: ManualClock, url: str, wants_locks: bool
+) -> None:
+    """Set back, it would come late, behind the end of the wait for a slot, or for locks, which begins with it."""
+    ledger.govern({"a": Policy(RetryPolicy(2, first_s=60.0, jitter=0))})
+    limits = {"queue_timeout_s": 20.0, "lock_timeout_s": 20.0, "update_timeout_s": None}
+    await queued(ledger, "1", wants_locks=wants_locks, max_attempts=2, **limits)
+    if wants_locks:
+        await ledger.hearing(granted(clock))
+    await ledger.claim(Capacity(1, {"a": 1}))
+    await ledger.apply("1", 1, [Failed(error_type="X", error_message="")])
+    clock.time += 5 - 3600
+    await ledger.shift_clocks(-3600)
+    found = Reader(url).find("1")
+    assert (found.not_before, found.due_at) == (clock.time + 55, clock.time + 75)
+    clock.time += 55
+    if wants_locks:
+        await ledger.go_on_locking(0.0)
+        assert await ledger.lock_states("asked") == ["1"]
+    else:
+        assert await ledger.claim(Capacity(1, {"a": 1}))
+
+
+async def test_a_wait_that_begins_by_the_new_time_is_not_moved(
+    ledger: SqlLedger, clock: ManualClock, url: str
+) -> None:
+    """That of who has its locks now, and of who came back from elsewhere."""
+    await queued(ledger, "1", wants_locks=True, lock_timeout_s=40.0, queue_timeout_s=5.0)
+    await queued(ledger, "2", queue_timeout_s=5.0)
+    await ledger.hand_back({"a"})
+    clock.time += 60
+    await queued(ledger, "3", wants_locks=True, lock_timeout_s=40.0, queue_timeout_s=5.0)
+    clock.time -= 3600
+    await queued(ledger, "2", queue_timeout_s=5.0, sequence=1)
+    await ledger.hearing(granted(clock, "3"))
+    await ledger.shift_clocks(-3600)
+    assert [Reader(url).find(name).due_at for name in ("2", "3")] == [clock.time + 5] * 2
+
+
+async def test_what_was_asked_of_the_lock_service_is_asked_again_in_time(
+    ledger: SqlLedger, clock: ManualClock
+) -> None:
+    """Though the clock was set back, and the request lies an hour ahead by the new time."""
+    await queued(ledger, "1", wants_locks=True)
+    clock.time += 5 - 3600
+    await queued(ledger, "2", wants_locks=True)
+    await ledger.shift_clocks(-3600)
+    asked = [message.id for message in await ledger.outbox(0, 99)]
+    await ledger.go_on_locking(clock.time - 1)
+    again = await ledger.outbox(asked[-1], 99)
+    assert [json.loads(message.body)["owner"] for message in again] == ["1"]
 
 
 # --- upgrading -------------------------------------------------------------------------------------------

@@ -22,12 +22,14 @@ class Clock:
 
     def __init__(self) -> None:
         self.now = 1000.0
+        self.set_by = 0.0
+        """How far the wall clock was set."""
 
     def monotonic(self) -> float:
         return self.now
 
     def time(self) -> float:
-        return self.now
+        return self.now + self.set_by
 
 
 class World:
@@ -38,6 +40,7 @@ class World:
     def __init__(self, times: LockTimes) -> None:
         self.rows: dict[str, list[str]] = {}
         """Owners by the state of their locks."""
+        self.answered_up_to = 0.0
         self.heard: list[Heard] = []
         self.lost: list[Lost] = []
         self.will_lose: list[Lost] = []
@@ -58,6 +61,7 @@ class World:
         return future
 
     async def go_on_locking(self, answered_up_to: float) -> int:
+        self.answered_up_to = answered_up_to
         return 0
 
     async def lock_states(self, state: str, after: str = "") -> list[str]:
@@ -159,6 +163,22 @@ async def test_an_answer_to_a_renewal_counts_once(clock: Clock, monkeypatch: pyt
         assert len(world.heard) == 1
         await world.answer(renewal, held=[], lost=["1"])
         assert len(world.heard) == 1
+
+
+async def test_what_was_answered_is_known_by_the_clock_as_it_is(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Set back by an hour, all that is asked from now on would be asked again and again for an hour."""
+    async with running(clock, monkeypatch) as world:
+        world.client.started("1", 1)
+        for _ in range(2):
+            asked_at = clock.time()
+            await world.answer(await world.renewal(), held=["1"], lost=[])
+            async with asyncio.timeout(10):
+                while world.answered_up_to != asked_at - module._SLACK_S:
+                    await asyncio.sleep(0)
+            clock.now += TIMES.lease_s / 2
+            clock.set_by = -3600
 
 
 async def test_an_answer_to_an_earlier_life_is_none(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
