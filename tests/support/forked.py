@@ -22,6 +22,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -108,9 +109,18 @@ def _number(descriptor: int) -> int:
     return int(_NUMBER.unpack(data)[0])
 
 
-@functools.cache
+_first = threading.Lock()
+
+
 def _server() -> socket.socket:
     """The other end of ours; it ends with us."""
+    # Of two threads that come first at once each would start one, and one of them would end under its children.
+    with _first:
+        return _start_server()
+
+
+@functools.cache
+def _start_server() -> socket.socket:
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with its:
         subprocess.Popen(
