@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -113,6 +114,28 @@ class Command(ActionExecutor):
         self._patterns = Patterns.of(
             self.settings.progress_pattern, self.settings.duration_pattern, self.settings.message_pattern
         )
+
+    def lacks(self) -> str:
+        """Why no job could run its program, as far as that can be told before one comes; empty: nothing is known.
+
+        A program, or a PATH, that depends on the job is not looked for.
+        """
+        program, path = self.settings.argv[0], self.settings.environment.get("PATH")
+        if placeholders.names(program) or placeholders.names(path or ""):
+            return ""
+        program = placeholders.fill_text(program, {})
+        is_path = os.sep in program
+        if is_path and not program.startswith(os.sep):
+            if self.settings.working_directory is None:
+                return f"{program} would be looked for in a job's scratch folder, which is empty; name its full path"
+            program = os.path.join(self.settings.working_directory, program)  # noqa: PTH118 - ./x stays ./x
+        path = os.environ.get("PATH", os.defpath) if path is None else placeholders.fill_text(path, {})
+        if shutil.which(program, path=path):
+            return ""
+        if found := shutil.which(program, os.F_OK, path):
+            return f"{found} may not be executed by the daemon's user; `chmod +x` it, or name another program"
+        where = "" if is_path else f" in {path}"
+        return f"there is no program {program}{where}; install it, or name its full path"
 
     async def execute(self, context: ExecutionContext[Any]) -> ActionExecutorResponse:
         """Run the program to its end."""

@@ -132,6 +132,7 @@ def describe(spec: ActionSpec) -> dict[str, Any]:
     try:
         executor, where = load(spec), f"actions.{spec.name}"
         _check(executor, where)
+        _check_program(executor, where)
         schema = _schema(executor, where)
         return {
             "name": spec.name,
@@ -177,6 +178,20 @@ def _check(executor: ActionExecutor, where: str) -> None:
             f"{where}: {kind.__name__}.{name} cannot be called with the context alone ({error}); "
             f"write {name}(self, context)"
         ) from None
+
+
+def _check_program(executor: ActionExecutor, where: str) -> None:
+    """Whether a command's program is there.
+
+    Raises:
+        ExecutorNotLoaded: it is not; each job that this daemon takes would fail, though another one may have the program.
+    """
+    from jef_daemon.actions.command import (
+        Command,
+    )  # in the child; the daemon needs it for its first command only
+
+    if isinstance(executor, Command) and (said := executor.lacks()):
+        raise ExecutorNotLoaded(f"{where}: {said}")
 
 
 def _schema(executor: ActionExecutor, where: str) -> dict[str, Any]:

@@ -433,6 +433,8 @@ command = ["printf", "<%s>", "{configuration.text}", "a-{configuration.number}-{
 
 async def test_a_command_s_surroundings(daemon: DaemonProcess, commands: Client, tmp_path: Path) -> None:
     """Its variables, none of the daemon's secrets, its folder; exit codes that mean success."""
+    leaving = tmp_path / "leaving"
+    leaving.touch(mode=0o755)
     daemon.configure(f"""
 [actions.env]
 command = ["env"]
@@ -447,7 +449,7 @@ command = ["pwd"]
 command = ["sh", "-c", "echo before; echo wrong >&2; exit $0", "{{configuration.code}}"]
 success_exit_codes = [0, 3]
 [actions.absent]
-command = ["no-such-program-at-all"]
+command = ["{leaving}"]
 """)
     daemon.start(CHOSEN="passed on", OTHER_SECRET="hunter2")
     await commands.submit("env", "env", {"name": "$USER"}, workflowId="flow")
@@ -472,8 +474,9 @@ command = ["no-such-program-at-all"]
     assert end["error"]["type"] == "CommandFailed"
     assert "exit code 4" in end["message"]
     assert "before\nwrong" in end["message"]
+    leaving.unlink()
     end = await refusal(commands, "absent", "absent", {})
-    assert "there is no program no-such-program-at-all" in end["message"]
+    assert f"there is no program {leaving}; install it" in end["message"]
 
 
 async def test_a_command_tells_by_patterns_and_keeps_its_end(daemon: DaemonProcess, commands: Client) -> None:

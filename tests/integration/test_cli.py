@@ -414,6 +414,8 @@ async def test_check_says_what_is_wrong_and_the_remedy(daemon: DaemonProcess, am
     wrong(daemon.jef("check"), "action held", "no module no_such_module", "python_path")
     daemon.configure('[actions."*"]\ncommand = ["true"]\n')
     wrong(daemon.jef("check"), "action *", "can be no action's name")
+    daemon.configure('[actions.held]\ncommand = ["no-such-program"]\n')
+    wrong(daemon.jef("check"), "action held", "no program no-such-program in", "install it")
 
 
 async def test_a_broker_that_cannot_be_used_is_exit_code_4(daemon: DaemonProcess, amqp_url: str) -> None:

@@ -203,6 +203,56 @@ def test_a_command_that_is_wrong_is_told_of_by_the_operators_key() -> None:
     )
 
 
+def problem_of(**command: Any) -> str:
+    """What is said of an action that runs a program, without the action's name."""
+    told: str = describe(ActionSpec("nap", COMMAND, json.dumps(command))).get("problem", "")
+    assert told.startswith("actions.nap: ") or not told
+    return told.removeprefix("actions.nap: ")
+
+
+def test_a_program_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its every job would fail; where it would have been looked for is said."""
+    monkeypatch.setenv("PATH", "/no/such/folder:/usr/bin:/bin")
+    remedy = "install it, or name its full path"
+    assert problem_of(argv=["no-such", "{scratch}"]) == (
+        f"there is no program no-such in /no/such/folder:/usr/bin:/bin; {remedy}"
+    )
+    assert problem_of(argv=["/no/such"]) == f"there is no program /no/such; {remedy}"
+    assert problem_of(argv=["no-{{such}}"]).startswith("there is no program no-{such} in")
+    assert problem_of(argv=["sh"], environment={"PATH": "/no"}) == f"there is no program sh in /no; {remedy}"
+    assert problem_of(argv=["./sh"]).startswith("./sh would be looked for in a job's scratch folder, which")
+    here = str(tmp_path)
+    assert problem_of(argv=["./sh"], working_directory=here).startswith(f"there is no program {here}/./sh;")
+    monkeypatch.delenv("PATH")
+    assert problem_of(argv=["sh"]) == ""
+
+
+def test_a_program_that_may_not_be_executed(tmp_path: Path) -> None:
+    (tmp_path / "tool").touch(mode=0o644)
+    said = f"{tmp_path}/tool may not be executed by the daemon's user; `chmod +x` it, or name another program"
+    assert problem_of(argv=[f"{tmp_path}/tool"]) == said
+    assert problem_of(argv=["tool"], environment={"PATH": f"/no:{tmp_path}"}) == said
+    (tmp_path / "tool").chmod(0o755)
+    for argv, more in (
+        ([f"{tmp_path}/tool"], {}),
+        (["./tool"], {"working_directory": str(tmp_path)}),
+        (["tool"], {"environment": {"PATH": f"/no:{tmp_path}"}}),
+    ):
+        assert problem_of(argv=argv, **more) == ""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        {"argv": ["{configuration.program}"]},
+        {"argv": ["/opt/{configuration.version}/bin/tool"]},
+        {"argv": ["tool"], "environment": {"PATH": "/opt/{configuration.version}/bin"}},
+    ],
+)
+def test_a_program_that_depends_on_the_job_is_not_looked_for(command: dict[str, Any]) -> None:
+    assert problem_of(**command) == ""
+
+
 @pytest.mark.parametrize("name", ["#", "*", "video.*", "", "ümlaut", "a\nb", "x" * 129])
 def test_a_name_that_no_queue_can_have_or_that_binds_other_actions(name: str) -> None:
     """It makes its own action unserved: declaring it would fail for all of them, without end."""
