@@ -184,11 +184,10 @@ def _check_program(executor: ActionExecutor, where: str) -> None:
     """Whether a command's program is there.
 
     Raises:
-        ExecutorNotLoaded: it is not; each job that this daemon takes would fail, though another one may have the program.
+        ExecutorNotLoaded: it is not; each job that this daemon takes would fail, though another one may have it.
     """
-    from jef_daemon.actions.command import (
-        Command,
-    )  # in the child; the daemon needs it for its first command only
+    # Here, in the child: the daemon itself needs it for its first command only.
+    from jef_daemon.actions.command import Command
 
     if isinstance(executor, Command) and (said := executor.lacks()):
         raise ExecutorNotLoaded(f"{where}: {said}")
