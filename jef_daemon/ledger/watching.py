@@ -16,7 +16,7 @@ from jef_daemon.ledger import rows as tables
 from jef_daemon.ledger import schema
 from jef_daemon.ledger.calling import AGAIN_S
 from jef_daemon.ledger.transaction import Transaction
-from jef_daemon.lifecycle import UNSTARTED, Execution, Place, Status
+from jef_daemon.lifecycle import UNSTARTED, Execution, Place
 from jef_daemon.ports import Consequences, Silence, Stop
 
 _EX = schema.executions.c
@@ -122,7 +122,7 @@ def run_out(transaction: Transaction, now: float, most: int) -> Consequences:
             transaction.rearm(execution.execution_id, None)
             continue
         changed.append(moved)
-        _note(transaction, execution, moved, found)
+        _note(transaction, execution, found)
     if changed:
         transaction.update(changed)
     found.again = len(due) == most
@@ -138,12 +138,10 @@ def _move(transaction: Transaction, execution: Execution, events: Sequence[Event
     return moved
 
 
-def _note(transaction: Transaction, before: Execution, after: Execution, found: Consequences) -> None:
+def _note(transaction: Transaction, before: Execution, found: Consequences) -> None:
     """What follows outside the ledger."""
     if before.status in UNSTARTED and before.is_backlog:
         found.left.append(before.action)
-    if after.status is Status.QUEUED and after.is_backlog:
-        found.queued.append(after.action)
     if before.place is Place.TIMED_OUT_OPEN and not before.outside:
         found.stops.append(Stop(before, _ACTOR, "its time of grace after a time-out is over"))
     if before.place is Place.RUNNING:

@@ -60,8 +60,13 @@ async def outside(ledger: SqlLedger, name: str = "1", **fields: Any) -> None:
     await ledger.apply(name, 1, [Launched(external_id=f"x-{name}")])
 
 
+def _body(message: Outgoing) -> dict[str, Any]:
+    body: dict[str, Any] = json.loads(message.body)
+    return body
+
+
 async def told(ledger: SqlLedger, name: str = "1") -> list[dict[str, Any]]:
-    found = [json.loads(message.body) for message in await status(ledger)]
+    found = [_body(message) for message in await status(ledger)]
     return [each for each in found if each["executionId"] == name]
 
 
@@ -173,15 +178,26 @@ async def test_a_clock_that_was_set_meanwhile_flags_nobody(ledger: SqlLedger, cl
 
 async def test_all_deadlines_are_read_in_pages(ledger: SqlLedger, clock: ManualClock) -> None:
     """Equal ones too; those that do not run are none."""
-    for number in range(7):
+    for number in (6, 5, 4, 3, 2, 1, 0):
         await running(ledger, f"{number}", update_timeout_s=10.0 + number // 3)
     await queued(ledger, "waits", update_timeout_s=5.0)
     await ledger.apply("6", 1, [Completed()])
     found: list[tuple[str, float]] = []
     while page := await ledger.watched((found[-1][1], found[-1][0]) if found else (0.0, ""), 2):
+        assert len(page) <= 2
         found += page
     assert [name for name, _ in found] == ["0", "1", "2", "3", "4", "5"]
     assert [at - clock.time for _, at in found] == pytest.approx([10, 10, 10, 11, 11, 11])
+
+
+async def test_the_overdue_are_found_in_pages(ledger: SqlLedger, clock: ManualClock) -> None:
+    """Who is silent longest comes first; at the very deadline it is due."""
+    await running(ledger, "late", update_timeout_s=10.0)
+    await running(ledger, "early", update_timeout_s=9.0)
+    clock.time += 10
+    assert await ledger.overdue(clock.time, 1) == ["early"]
+    assert await ledger.overdue(clock.time, 9) == ["early", "late"]
+    assert (await ledger.fall_silent(["late"], clock.time)).lateness_s == [0.0]
 
 
 # --- the time of grace -----------------------------------------------------------------------------------
@@ -205,6 +221,10 @@ async def test_the_grace_ends_in_its_time_also_after_a_restart(url: str, clock: 
         assert await told(ledger) == before
         history = Reader(url).history("1")
         assert [entry.event for entry in history[-2:]] == ["GraceEnded", "Completed refused"]
+        assert (history[-2].actor, history[-2].reason) == (
+            "watcher",
+            "no update within 60 s after the time-out",
+        )
 
 
 async def test_a_late_update_ends_the_grace(ledger: SqlLedger, clock: ManualClock, url: str) -> None:
@@ -239,7 +259,8 @@ async def test_work_outside_is_not_stopped_when_the_grace_is_over(
     await outside(ledger, timeout_grace_s=0)
     clock.time += 11
     await flag(ledger, clock)
-    assert (await run_out(ledger, clock)).stops == []
+    found = await run_out(ledger, clock)
+    assert (found.stops, found.left) == ([], [])
     assert await ledger.due_calls(9) == []
 
 
@@ -263,7 +284,7 @@ async def test_a_wait_for_a_slot_has_an_end(ledger: SqlLedger, clock: ManualCloc
     assert (await run_out(ledger, clock)).left == []
     clock.time += 1
     found = await run_out(ledger, clock)
-    assert (found.left, found.queued, found.again) == (["a"], [], False)
+    assert (found.left, found.queued, found.stops, found.calls, found.again) == (["a"], [], [], False, False)
     assert await error_of(ledger) == {
         "type": "QueueTimeout",
         "message": "waited for a slot longer than 10 s",
@@ -363,7 +384,7 @@ async def test_work_outside_has_a_limit(ledger: SqlLedger, clock: ManualClock) -
         await run_out(ledger, clock)
     clock.time += 3.1
     found = await run_out(ledger, clock)
-    assert (found.calls, found.stops) == (True, [])
+    assert (found.calls, found.stops, found.left, found.queued) == (True, [], [], [])
     failed = (await told(ledger))[-2]
     assert failed["error"] == {"type": "ExecutionTimeout", "message": "ran longer than its limit of 30 s"}
     assert (await told(ledger))[-1]["attempt"] == 2
@@ -381,14 +402,17 @@ async def test_work_here_has_its_limit_from_the_worker(ledger: SqlLedger, clock:
 
 
 async def test_what_ran_out_is_ended_in_bounded_steps(ledger: SqlLedger, clock: ManualClock) -> None:
-    for number in range(5):
-        await queued(ledger, str(number), queue_timeout_s=10.0)
-    clock.time += 10
+    """Who has waited too long for longest comes first."""
+    for number in (4, 3, 2, 1, 0):
+        await queued(ledger, str(number), queue_timeout_s=10.0 + number)
+    clock.time += 14
     left = []
     for _ in range(3):
         found = await ledger.run_out(clock.time, 2)
         left.append((len(found.left), found.again))
     assert left == [(2, True), (2, True), (1, False)]
+    failed = [each["executionId"] for each in map(_body, await status(ledger)) if each["status"] == "FAILED"]
+    assert failed == ["0", "1", "2", "3", "4"]
 
 
 async def test_locks_that_work_outside_lost_fail_it(ledger: SqlLedger, clock: ManualClock) -> None:
@@ -418,6 +442,20 @@ async def test_many_that_end_in_one_transaction(ledger: SqlLedger) -> None:
     assert [answer["accepted"] for answer in (await both)[0]] == [True, True]
     for name in ("1", "2"):
         assert (await statuses(ledger, name))[-1] == "COMPLETED"
+
+
+async def test_what_the_watcher_ends_it_ends_in_its_name(
+    ledger: SqlLedger, clock: ManualClock, url: str
+) -> None:
+    """In the history: neither an executor nor an operator has done it."""
+    await queued(ledger, "slot", queue_timeout_s=10.0)
+    await queued(ledger, "locks", wants_locks=True, lock_timeout_s=10.0)
+    await outside(ledger, "limit", execution_timeout_s=10.0, priority=1)
+    clock.time += 10
+    await run_out(ledger, clock)
+    for name, event in (("slot", "QueueTimeout"), ("locks", "LockTimeout"), ("limit", "ExecutionTimeout")):
+        last = Reader(url).history(name)[-1]
+        assert (last.actor, last.status) == ("watcher", "FAILED"), event
 
 
 # --- the wall clock --------------------------------------------------------------------------------------
