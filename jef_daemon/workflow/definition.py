@@ -47,6 +47,12 @@ class LockWish(_Part):
     mode: Mode = Field(default=Mode.EXCLUSIVE, description="SHARED with others, or EXCLUSIVE.")
 
 
+class StageTimeouts(Timeouts):
+    """The clocks of a stage's jobs. A request's may have keys that nobody knows yet; here such a key is a mistake."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
 class StageRetry(_Part):
     """When a stage's job FAILED, and its action's own retries are used up: another job."""
 
@@ -77,7 +83,7 @@ class Stage(_Part):
         default=None, description="Stages that must have passed; unset: the stage before; `[]`: none."
     )
     when: str | bool = Field(default=True, description="Condition; false: the stage is SKIPPED.")
-    for_each: str | list[JsonValue] | None = Field(
+    for_each: str | Annotated[list[JsonValue], Field(max_length=MOST_ITEMS)] | None = Field(
         default=None, description="A list, or an expression that gives one: a job for each `item`."
     )
     limit: int | None = Field(
@@ -89,7 +95,7 @@ class Stage(_Part):
     priority: int | None = Field(
         default=None, ge=-1000, le=1000, description="Of its jobs; unset: the workflow's."
     )
-    timeouts: Timeouts = Field(default_factory=Timeouts, description="Clocks of each job, seconds.")
+    timeouts: StageTimeouts = Field(default_factory=StageTimeouts, description="Clocks of each job, seconds.")
     retry: StageRetry = Field(default_factory=StageRetry, description="Further jobs after a failure.")
     on_failure: str = Field(
         default="fail",
@@ -191,6 +197,9 @@ class Definition(_Part):
 def json_schema() -> dict[str, Any]:
     """For editors: `# yaml-language-server: $schema=workflow.schema.json` at the top of a definition."""
     found = Definition.model_json_schema(by_alias=True)
-    needs = found["$defs"]["Stage"]["properties"]["needs"]["anyOf"]
-    needs.insert(0, {"type": "string"})  # one may stand without a list
+    stage = found["$defs"]["Stage"]
+    stage["properties"]["needs"]["anyOf"].insert(0, {"type": "string"})  # one may stand without a list
+    stage["oneOf"] = [
+        {"required": [key], "properties": {key: {"type": "string"}}} for key in ("action", "workflow")
+    ]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "jef workflow", **found}

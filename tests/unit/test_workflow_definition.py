@@ -69,7 +69,7 @@ def test_the_examples_of_the_page_are_right(tmp_path: Path) -> None:
         ),
         (
             "name: w\nstages:\n- name: a\n  action: x\n  onFail: fail",
-            "w.yaml:5: stage a.onFail: there is no such key; docs/workflows.md lists them",
+            "w.yaml:5: stage a.onFail: there is no such key; do you mean 'onFailure'?",
         ),
         (
             "name: w\nstages:\n- {name: a, action: x}\n- name: b\n  action: x\n  needs: [c]",
@@ -129,7 +129,7 @@ def test_the_examples_of_the_page_are_right(tmp_path: Path) -> None:
         ),
         (
             "name: w\nlocks:\n- {resource: r, mode: ALONE}\nstages: [{name: a, action: x}]",
-            "w.yaml:3: locks.0.mode: input should be 'SHARED' or 'EXCLUSIVE'",
+            "w.yaml:3: locks.0.mode: should be 'SHARED' or 'EXCLUSIVE', not \"ALONE\"",
         ),
         (
             "name: w\nlockTimeout: 5\nstages: [{name: a, action: x}]",
@@ -138,7 +138,7 @@ def test_the_examples_of_the_page_are_right(tmp_path: Path) -> None:
         ("name: w\nstages:\n- {name: a}", "w.yaml:3: stage a: an action or a workflow, one of the two"),
         (
             "name: w\nname: w\nstages: []",
-            'w.yaml:2: no YAML: found duplicate key "name" with value "w" (original value: "w")',
+            "w.yaml:2: name: 'name' is there already, in line 1; take one of them out",
         ),
         ("name: w\nstages: [", "w.yaml:2: no YAML: expected the node content, but found '<stream end>'"),
     ],
@@ -171,7 +171,7 @@ STAGE = "name: w\nstages:\n- {name: a, action: x}\n- "
         ),
         (
             "{name: b, action: x, configuration: {k: [.inf]}}",
-            "stage b.configuration: a number is too large, or none at all",
+            "stage b.configuration.k.0: .inf is no number of JSON; a text needs quotes",
         ),
         (
             "{name: b, workflow: v, variables: {k: " + "[" * 101 + "]" * 101 + "}}",
@@ -179,7 +179,7 @@ STAGE = "name: w\nstages:\n- {name: a, action: x}\n- "
         ),
         (
             "{name: b, action: x, forEach: [.nan]}",
-            "stage b.forEach: a number is too large, or none at all",
+            "stage b.forEach.0: .nan is no number of JSON; a text needs quotes",
         ),
         ("{name: b, action: x, variables: {k: 1}}", "stage b: variables is nothing that an action has"),
         ("{name: b, workflow: v, elsewhere: true}", "stage b: elsewhere is nothing that a workflow has"),
@@ -503,6 +503,9 @@ def test_the_schema_takes_the_examples_and_refuses_mistakes() -> None:
         "name: w\nlocks: [{mode: SHARED}]\nstages: [" + stage + "}]": "'resource' is a required property",
         "name: w\nlocks: [{resource: r, mode: X}]\nstages: [" + stage + "}]": "'X' is not one of",
         "name: w\nlockTimeout: 0\nstages: [" + stage + "}]": "0 is not valid",
+        "name: w\nstages: [" + stage + ", timeouts: {updte: 1}}]": "'updte' was unexpected",
+        "name: w\nstages: [" + stage + ", workflow: v}]": "is valid under each of",
+        "name: w\nstages: [{name: a}]": "is not valid under any of the given schemas",
     }
     for text, said in wrong.items():
         errors = list(schema.iter_errors(yaml.load(text)))
