@@ -1,11 +1,20 @@
-"""Deliveries of one source, taken in batches: all that are there, never waiting for more."""
+"""Deliveries of one source, taken in batches: all that are there, never waiting for more.
+
+One that cannot be taken by a fault of ours, whichever that is, must not end the daemon: it would come again, and end
+the next one, with all jobs that run there. So a batch that fails is taken one by one, and what fails alone is left out.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
+import structlog
+
+from jef_daemon.errors import JefError, RequestRefused
 from jef_daemon.ports import Delivery
+
+log = structlog.get_logger()
 
 
 class Inbox:
@@ -13,11 +22,18 @@ class Inbox:
 
     Args:
         take: called with each batch, in order; it acknowledges.
+        leave_out: told of a delivery that failed alone, and why; it acknowledges.
         at_once: most deliveries of a batch.
     """
 
-    def __init__(self, take: Callable[[Sequence[Delivery]], Awaitable[None]], at_once: int = 500) -> None:
+    def __init__(
+        self,
+        take: Callable[[Sequence[Delivery]], Awaitable[None]],
+        leave_out: Callable[[Delivery, RequestRefused], Awaitable[None]],
+        at_once: int = 500,
+    ) -> None:
         self._take = take
+        self._leave_out = leave_out
         self._at_once = at_once
         self._waiting: list[Delivery] = []
         self._arrived = asyncio.Event()
@@ -37,9 +53,24 @@ class Inbox:
             self._arrived.clear()
             while self._waiting:
                 batch, self._waiting = self._waiting[: self._at_once], self._waiting[self._at_once :]
-                await self._take(batch)
+                await self._hand_over(batch)
             self._idle.set()
 
     async def finish(self) -> None:
         """Wait until everything delivered is taken."""
         await self._idle.wait()
+
+    async def _hand_over(self, batch: Sequence[Delivery]) -> None:
+        try:
+            await self._take(batch)
+        except (JefError, OSError):
+            raise  # what concerns all of them: the ledger, the broker
+        except Exception as error:
+            if len(batch) > 1:
+                for each in batch:
+                    await self._hand_over([each])
+                return
+            log.error("message_failed", queue=batch[0].source, exc_info=error, consequence="it is left out")
+            why = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+            said = f"to take it failed, by a fault of the daemon: {why}"
+            await self._leave_out(batch[0], RequestRefused("message-failed", said))

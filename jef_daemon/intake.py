@@ -89,7 +89,7 @@ class Intake:
         """Longest request."""
         self._on_recorded = on_recorded
         self._on_arrived = on_arrived
-        self._inbox = Inbox(self._take, _AT_ONCE)
+        self._inbox = Inbox(self._take, self._leave_out, _AT_ONCE)
 
     def deliver(self, delivery: Delivery) -> None:
         """Take a delivery; called by the bus for each, in order."""
@@ -117,6 +117,11 @@ class Intake:
                 _tell_refused(message)
         for action, count in queued.items():
             self._on_arrived(action, count)
+
+    async def _leave_out(self, delivery: Delivery, error: RequestRefused) -> None:
+        """A dead letter. FAILED is not told: sent again once the fault is mended, it becomes a job."""
+        await self._ledger.accepting([Refusal(error, delivery, delivery.routing_key or delivery.source)])
+        await self._bus.acknowledge([delivery])
 
     def _read(self, delivery: Delivery) -> Arrival | Refusal:
         try:

@@ -8,6 +8,7 @@ daemons; the one that knows it answers.
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
@@ -35,7 +36,8 @@ from jef_daemon.ports import (
 log = structlog.get_logger()
 
 _UPDATES = "updates"
-"""What dead letters of updates are called."""
+_CONTROL = "control"
+"""What dead letters of updates and commands are called."""
 
 
 class UpdateLedger(Protocol):
@@ -110,11 +112,11 @@ class Updates:
         """Those that did not."""
         self.unread: Counter[str] = Counter()
         """Those that never came before the ledger, by why: `malformed`, `no-token`, `unknown-ledger`."""
-        self.updates = Inbox(self._take_updates)
+        self.updates = Inbox(self._take_updates, functools.partial(self._leave_out, _UPDATES))
         """From `jef.updates`."""
-        self.commands = Inbox(self._take_commands)
+        self.commands = Inbox(self._take_commands, functools.partial(self._leave_out, _CONTROL))
         """From `jef.control`."""
-        self.handed_on = Inbox(self._take_handed_on)
+        self.handed_on = Inbox(self._take_handed_on, functools.partial(self._leave_out, _CONTROL))
         """From other daemons."""
 
     async def run(self) -> None:
@@ -224,7 +226,7 @@ class Updates:
             try:
                 controls.append((decode_control(delivery.body, self.max_body_bytes), delivery))
             except RequestRefused as error:
-                await self._refuse(delivery, error, "control")
+                await self._refuse(delivery, error, _CONTROL)
         if controls:
             await self._carry_out(controls)
         await self._bus.acknowledge(batch)
@@ -277,6 +279,12 @@ class Updates:
                 continue
             take = self._take_updates if delivery.headers.get(KIND) == UPDATE else self._take_commands
             await take([delivery])
+
+    async def _leave_out(self, action: str, delivery: Delivery, error: RequestRefused) -> None:
+        if delivery.headers.get(KIND) == UPDATE:
+            action = _UPDATES
+        await self._refuse(delivery, error, action)
+        await self._bus.acknowledge([delivery])
 
     async def _refuse(self, delivery: Delivery, error: RequestRefused, action: str) -> None:
         """Kept as a dead letter; whoever waits for an answer gets one."""

@@ -40,6 +40,8 @@ class Workflow:
     revision: str
     plan: Plan
     state: State
+    kept: str = ""
+    """The state as it was before the last event, encoded."""
 
 
 class WorkflowBook:
@@ -68,6 +70,11 @@ class WorkflowBook:
         """Have it written."""
         self._changed[workflow.state.key] = workflow
 
+    def remember(self, workflow: Workflow) -> None:
+        """Have a state to go back to."""
+        if workflow.state.key in self._changed:  # else it is as it was read or written
+            workflow.kept = encode(workflow.state)
+
     def read(self, keys: Iterable[str]) -> None:
         """Read workflows that were not read yet; those that are not there stay away."""
         wanted = [key for key in dict.fromkeys(keys) if key not in self.open]
@@ -78,7 +85,7 @@ class WorkflowBook:
                 state = decode(kept)
                 state.due_at = due_at  # it is moved when the wall clock is set
                 plan = plan_of(body_of(self._transaction, revision))
-                self.open[key] = Workflow(False, name, revision, plan, state)
+                self.open[key] = Workflow(False, name, revision, plan, state, kept)
 
     def write(self) -> None:
         """Write what has changed."""
@@ -86,6 +93,8 @@ class WorkflowBook:
         new = [each for each in changed.values() if each.is_new]
         old = [each for each in changed.values() if not each.is_new]
         driver, now = self._transaction.driver, self._transaction.now
+        for each in changed.values():
+            each.kept = encode(each.state)
         if old:
             driver.change(_UPDATE, *(_changes(each, now) for each in old))
         if new:
@@ -157,7 +166,7 @@ def _changes(workflow: Workflow, now: float) -> Mapping[str, Any]:
         "new_updated_at": now,
         "new_finished_at": state.finished_at,
         "new_due_at": state.due_at,
-        "new_state": encode(state),
+        "new_state": workflow.kept,
     }
 
 
@@ -174,7 +183,7 @@ def _row(workflow: Workflow, now: float) -> Mapping[str, Any]:
         "updated_at": now,
         "finished_at": state.finished_at,
         "due_at": state.due_at,
-        "state": encode(state),
+        "state": workflow.kept,
     }
 
 

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import structlog
 from pydantic_core import to_json
 from sqlalchemy import ColumnElement, func, literal_column, select
 
@@ -30,6 +31,8 @@ from jef_daemon.workflow.inputs import (
 )
 from jef_daemon.workflow.plan import plan_of
 from jef_daemon.workflow.state import State, decode, key_of, lock_owner, parsed
+
+log = structlog.get_logger()
 
 _BEGUN = frozenset({Status.WAITING_FOR_LOCK, Status.RUNNING})
 """Those that count among the `concurrency` of their name: whoever waits for locks, runs as soon as it has them."""
@@ -58,7 +61,7 @@ def reconcile(transaction: Transaction, after: int) -> int | None:
         .order_by(_W.number)
         .limit(_AT_ONCE)
     ).all()
-    waited = [name for row in page for name in law.running(decode(row.state))]
+    waited = [name for row in page for name in _running(row.number, row.state)]
     found: list[Input] = []
     out = schema.outcomes.c
     for start in range(0, len(waited), _AT_ONCE):
@@ -68,6 +71,14 @@ def reconcile(transaction: Transaction, after: int) -> int | None:
             found += [JobEnded(*end)] if end is not None else []
     take(transaction, found)
     return page[-1].number if len(page) == _AT_ONCE else None
+
+
+def _running(number: int, state: str) -> list[str]:
+    try:
+        return list(law.running(decode(state)))
+    except ValueError as error:  # a daemon that did not start for it could do nothing else either
+        log.error("workflow_unreadable", number=number, error=str(error), consequence="it is left as it is")
+        return []
 
 
 def actions(transaction: Transaction) -> set[str]:
@@ -203,10 +214,9 @@ class _Step:
 
     def _apply(self, workflow: Workflow, event: events.Event) -> None:
         """Apply an event, with its effects."""
+        was_begun = workflow.state.status in _BEGUN
+        effects = self._decided(workflow, event)
         state = workflow.state
-        was_begun = state.status in _BEGUN
-        transaction = self._transaction
-        effects = law.advance(workflow.plan, state, event, transaction.now, transaction.terms.workflow_bounds)
         self._book.change(workflow)
         for effect in effects:
             self._effect(workflow, effect)
@@ -217,6 +227,28 @@ class _Step:
                 self._queues.add(workflow.name)
             if state.parent is not None:
                 self._tell_parent(state)
+
+    def _decided(self, workflow: Workflow, event: events.Event) -> list[events.Effect]:
+        """What the law makes of an event. A fault of the law is the end of that workflow, and of no other."""
+        now, bounds = self._transaction.now, self._transaction.terms.workflow_bounds
+        self._book.remember(workflow)
+        try:
+            return law.advance(workflow.plan, workflow.state, event, now, bounds)
+        except events.Refused:
+            raise
+        except Exception as error:
+            said = f"a fault of the coordinator, whose log says more: {type(error).__name__}: {error}"
+            log.error(
+                "workflow_step_failed",
+                workflow_id=workflow.state.workflow_id,
+                step=type(event).__name__,
+                exc_info=error,
+                consequence="the workflow has FAILED; a retry goes on",
+            )
+            workflow.state = decode(workflow.kept)
+            if workflow.state.status in FINAL:
+                raise events.Refused(said) from None
+            return law.advance(workflow.plan, workflow.state, events.Broken(reason=said), now, bounds)
 
     def _follow(self) -> None:
         while self._followed:

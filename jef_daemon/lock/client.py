@@ -16,6 +16,7 @@ from typing import Protocol
 import structlog
 from pydantic import ValidationError
 
+from jef_daemon.errors import RequestRefused
 from jef_daemon.inbox import Inbox
 from jef_daemon.lock import wire
 from jef_daemon.lock.requests import Answer
@@ -110,7 +111,7 @@ class LockClient:
         self._times = times
         self._on_granted = on_granted
         self._on_lost = on_lost
-        self._inbox = Inbox(self._hear)
+        self._inbox = Inbox(self._hear, self._leave_out)
         self._held: dict[str, _Held] = {}
         self._sent: dict[str, tuple[float, float, tuple[str, ...]]] = {}
         """Renewals on their way, by correlation id: when sent (monotonic and wall clock), of which running ones."""
@@ -152,6 +153,10 @@ class LockClient:
         for lost in await hearing:
             self._lose(lost)
         await self._bus.acknowledge(batch)
+
+    async def _leave_out(self, delivery: Delivery, _: RequestRefused) -> None:
+        # No dead letter: what is not answered is asked again.
+        await self._bus.acknowledge([delivery])
 
     def _read(self, delivery: Delivery) -> Heard | None:
         try:

@@ -110,7 +110,7 @@ class LockService:
         self.tell_places_to = tell_places_to
         """How many of each queue hear theirs."""
         self._clock = SteadyClock(clock)
-        self._inbox = Inbox(self._take, _AT_ONCE)
+        self._inbox = Inbox(self._take, self._leave_out, _AT_ONCE)
         self._session = 0
         """The connection for which leases were prolonged."""
         self._touched: set[str] = set()
@@ -134,36 +134,25 @@ class LockService:
     # --- requests ----------------------------------------------------------------------------------------
 
     async def _take(self, batch: Sequence[Delivery]) -> None:
-        requests: list[tuple[Delivery, Request]] = []
+        requests: list[Request] = []
         refusals: list[Refusal] = []
         for delivery in batch:
             try:
-                requests.append((delivery, self._read(delivery)))
+                requests.append(self._read(delivery))
             except RequestRefused as error:
                 refusals.append(Refusal(error, delivery, "locks"))
         if refusals:
             await self._refuse(refusals)
         if requests:
-            await self._decide(requests)
+            self._touched |= await self._decided(requests, batch[-1].session)
         await self._bus.acknowledge(batch)
 
     def _read(self, delivery: Delivery) -> Request:
         return wire.decode(delivery.body, self.max_body_bytes, delivery.reply_to, delivery.correlation_id)
 
-    async def _decide(self, requests: Sequence[tuple[Delivery, Request]]) -> None:
-        try:
-            self._touched |= await self._decided(
-                [request for _, request in requests], requests[-1][0].session
-            )
-        except Exception as error:  # noqa: BLE001  whatever one request did to the store, the others go on
-            if len(requests) > 1:
-                for each in requests:
-                    await self._decide([each])
-                return
-            delivery, _ = requests[0]
-            log.error("lock_request_failed", error=str(error), consequence="kept as a dead letter")
-            refused = RequestRefused("lock-request-failed", f"deciding it failed: {error}")
-            await self._refuse([Refusal(refused, delivery, "locks")])
+    async def _leave_out(self, delivery: Delivery, error: RequestRefused) -> None:
+        await self._refuse([Refusal(error, delivery, "locks")])
+        await self._bus.acknowledge([delivery])
 
     async def _refuse(self, refusals: Sequence[Refusal]) -> None:
         """Kept as dead letters; whoever waits for an answer gets one."""

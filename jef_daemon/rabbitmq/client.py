@@ -101,7 +101,8 @@ async def publish(
     )
     try:
         # What was sent to a queue goes to that queue again, anything else is a request for a job.
-        is_queue = action in {names.updates, names.control, names.locks, names.workflows}
+        queues = {names.updates, names.control, names.locks, names.workflows, names.coordinator}
+        is_queue = action in queues
         exchange = channel.default_exchange if is_queue else await channel.get_exchange(names.jobs)
         await exchange.publish(message, action, mandatory=True, timeout=_TIMEOUT_S)
     except exceptions.ChannelNotFoundEntity:

@@ -8,7 +8,7 @@ from typing import Any
 from jef_daemon.lifecycle import FINAL, Status
 from jef_daemon.workflow import holding
 from jef_daemon.workflow.course import give_up, leave_out
-from jef_daemon.workflow.events import CancelAsked, Refused, RetryAsked
+from jef_daemon.workflow.events import Broken, CancelAsked, Refused, RetryAsked
 from jef_daemon.workflow.state import Phase, StageState
 from jef_daemon.workflow.step import Step
 
@@ -41,6 +41,25 @@ def cancel(step: Step, event: CancelAsked) -> None:
             elif stage.always and run.phase is Phase.WAITING:  # of the others, `settle` leaves them out
                 leave_out(run)
         give_up(step, [step.plan.stages[name]])
+
+
+def give_in(step: Step, event: Broken) -> None:
+    """End it as FAILED rather than leave it where nothing can move it any more; a retry goes on from here."""
+    state = step.state
+    if state.status in FINAL:
+        raise Refused(f"it is {state.status} already")
+    for name, spec in step.plan.stages.items():
+        stage = state.stages[name]
+        for index, run in enumerate(stage.runs):
+            if run.phase is Phase.RUNNING:
+                step.ask_to_stop(name, index, run, "cancel", event.reason, force=False)
+                run.phase = Phase.CANCELLED
+            elif run.phase is Phase.WAITING:
+                leave_out(run)
+        if stage.phase is Phase.RUNNING:
+            stage.phase = Phase.CANCELLED
+        give_up(step, [spec])
+    step.fail("CoordinatorFault", event.reason, event.actor)
 
 
 def retry(step: Step, event: RetryAsked) -> None:

@@ -11,6 +11,8 @@ Nothing of a workflow is kept in memory.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
@@ -93,9 +95,9 @@ class Coordinator:
         self._max_body_bytes = max_body_bytes
         self._bound: set[str] = set()
         """Actions whose ends are heard."""
-        self.requests = Inbox(self._take_requests)
+        self.requests = Inbox(self._take_requests, self._leave_request_out)
         """From `jef.workflows`."""
-        self.events = Inbox(self._take_events)
+        self.events = Inbox(self._take_events, self._leave_event_out)
         """From the coordinator's own queue."""
 
     async def run(self) -> None:
@@ -155,6 +157,13 @@ class Coordinator:
         )
         return begin, [source.plan for source in found.values()]
 
+    async def _leave_request_out(self, delivery: Delivery, error: RequestRefused) -> None:
+        request: WorkflowRequest | None = None
+        with contextlib.suppress(RequestRefused):
+            request = decode_workflow_request(delivery.body, self._max_body_bytes)
+        await self._ledger.coordinating([_refusal(delivery, error, request)])
+        await self._bus.acknowledge([delivery])
+
     async def _hear(self, actions: set[str]) -> None:
         """Hear of the ends of these actions' jobs, before any is asked for."""
         new = sorted(actions - self._bound)
@@ -176,6 +185,12 @@ class Coordinator:
         if inputs:
             await self._ledger.coordinating(inputs)
         await self._bus.acknowledge(batch)
+
+    async def _leave_event_out(self, delivery: Delivery, error: RequestRefused) -> None:
+        # Sent again, it is to come here, and not to all who hear of jobs.
+        sent_here = dataclasses.replace(delivery, routing_key=self._names.coordinator)
+        await self._ledger.coordinating([_refusal(sent_here, error, None)])
+        await self._bus.acknowledge([delivery])
 
     def _event(self, delivery: Delivery) -> Input | None:
         kind = delivery.headers.get(_KIND)

@@ -100,6 +100,11 @@ class CancelAsked(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Broken(Event):
+    """The coordinator cannot go on with it, by a fault of its own; `reason` says what it ran into."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RetryAsked(Event):
     """Somebody wants it to go on from the stage that failed."""
 

@@ -1,9 +1,9 @@
 """The law of workflows: a state and an event → what changes, and what is to be sent. Pure: no I/O, no clock.
 
-Everything that moves a workflow is here and in its parts: `ends` (a job's end), `commands` (begin, cancel, retry),
-`holding` (locks across stages), then `course` (what starts and ends now), by `starting` (requests). `advance` changes
-the state that it is given (the caller has just read it, and writes it back in the same transaction as what the effects
-say) and refuses what does not concern it.
+Everything that moves a workflow is here and in its parts: `ends` (a job's end), `commands` (begin, cancel, retry, give
+in), `holding` (locks across stages), then `course` (what starts and ends now), by `starting` (requests). `advance`
+changes the state that it is given (the caller has just read it, and writes it back in the same transaction as what the
+effects say) and refuses what does not concern it.
 
 A stage starts when its needs have passed: COMPLETED, SKIPPED, or FAILED with an `onFailure` that goes on. A failure
 that is the workflow's lets what runs come to its end and starts nothing more but the `always` stages; so a retry finds
@@ -19,11 +19,12 @@ from typing import Any
 from pydantic_core import to_json
 
 from jef_daemon.workflow import holding
-from jef_daemon.workflow.commands import begin, cancel, retry
+from jef_daemon.workflow.commands import begin, cancel, give_in, retry
 from jef_daemon.workflow.course import settle
 from jef_daemon.workflow.ends import end
 from jef_daemon.workflow.events import (
     Begun,
+    Broken,
     CancelAsked,
     Effect,
     Ended,
@@ -112,4 +113,5 @@ _APPLY: dict[type[Event], Callable[[Step, Any], None]] = {
     LocksLost: holding.lost,
     CancelAsked: cancel,
     RetryAsked: retry,
+    Broken: give_in,
 }

@@ -20,8 +20,10 @@ from jef_daemon.lifecycle import Execution, Status
 from jef_daemon.messages import Control
 from jef_daemon.names import Names
 from jef_daemon.ports import Arrival, Capacity, Command, Delivery, Refusal
+from jef_daemon.workflow import course, law
 from jef_daemon.workflow.definition import Definition
 from jef_daemon.workflow.inputs import Became, Begin, RefusedRequest, WorkflowCommand
+from jef_daemon.workflow.step import Step
 from tests.support.clock import ManualClock
 from tests.support.kept_workflows import ROW, asked, begin, ended, posted
 
@@ -316,6 +318,63 @@ async def test_an_answer_tells_the_status_after_all_that_follows_at_once(ledger:
     retry = Control.model_validate({"command": "retry", "workflowId": "w"})
     await ledger.coordinating([WorkflowCommand(retry, "asker")])
     assert await posted(ledger, "") == [{"accepted": True, "status": "RUNNING", "reason": None}]
+
+
+async def test_a_fault_of_the_law_is_the_end_of_one_workflow_and_a_retry_goes_on(
+    ledger: SqlLedger, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is as it was before, but FAILED, its jobs stopped; the others of the batch go on."""
+    stages = [{"name": "a", "action": "x"}, {"name": "b", "action": "x"}]
+    stages.append({"name": "c", "action": "x", "needs": []})  # type: ignore[dict-item]  # beside the others
+    spelled = {"name": "fork", "stages": stages}
+    await ledger.coordinating([begin(name, spelled) for name in ("bad", "good")])
+    right, meets = course.settle, Status.RUNNING
+
+    def wrong(step: Step) -> None:
+        right(step)
+        if (step.state.workflow_id, step.state.status, step.state.error) == ("bad", meets, None):
+            raise KeyError("a fault")
+
+    monkeypatch.setattr(law, "settle", wrong)
+    ends = [ended(name, "a") for name in ("bad", "good")]
+    assert await ledger.coordinating(ends) == [Became.TAKEN, Became.TAKEN]
+    assert (await asked(ledger))[4:] == ["good:b:1"]
+    found = WorkflowReader(url).find("bad").state
+    said = "CoordinatorFault: a fault of the coordinator, whose log says more: KeyError: 'a fault'"
+    assert (found.status, found.message) == (Status.FAILED, said)
+    assert [stage.phase for stage in found.stages.values()] == ["CANCELLED", "NOT_RUN", "CANCELLED"]
+    stopped = [each["executionId"] for each in await posted(ledger, "") if each["command"] == "cancel"]
+    assert stopped == ["bad:a:1", "bad:c:1"]
+    again = WorkflowCommand(Control.model_validate({"command": "retry", "workflowId": "bad"}))
+    assert await ledger.coordinating([again]) == [Became.TAKEN]
+    assert WorkflowReader(url).find("bad").state.message == said, "it met the fault again"
+    meets = Status.QUEUED
+    assert await ledger.coordinating([again]) == [Became.REFUSED]
+    monkeypatch.setattr(law, "settle", right)
+    await ledger.coordinating([again])
+    assert (await asked(ledger))[5:] == ["bad:a:2", "bad:c:2"]
+    await ledger.coordinating([ended("bad", "a", 2), ended("bad", "b"), ended("bad", "c", 2)])
+    assert WorkflowReader(url).find("bad").state.status is Status.COMPLETED
+
+
+async def test_a_workflow_that_meets_a_fault_as_it_begins_is_told_as_failed(
+    ledger: SqlLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the very transaction that it came in."""
+    right = course.settle
+
+    def wrong(step: Step) -> None:
+        if step.state.error is None:
+            step.state.stages.clear()
+            raise RecursionError("too deep")
+        right(step)
+
+    monkeypatch.setattr(law, "settle", wrong)
+    assert await ledger.coordinating([begin("w")]) == [Became.NEW]
+    told = await posted(ledger, "t.workflow-status")
+    assert [each["status"] for each in told] == ["QUEUED", "FAILED"]
+    assert told[-1]["error"]["message"].endswith("RecursionError: too deep")
+    assert [each["status"] for each in told[-1]["stages"]] == ["NOT_RUN", "NOT_RUN"]
 
 
 async def test_no_statement_looks_at_all_workflows(ledger: SqlLedger, url: str, clock: ManualClock) -> None:
