@@ -315,10 +315,17 @@ def _invalid(error: ValidationError, sources: _Sources, lines: Mapping[Keys, int
     for problem in error.errors():
         keys = tuple(str(part) for part in problem["loc"])
         is_secret = any("url" in key or "password" in key for key in keys)
-        given = "" if is_secret or isinstance(problem["input"], dict) else f", not {problem['input']!r}"
+        given = (
+            "" if is_secret or isinstance(problem["input"], dict) else f", not {_written(problem['input'])}"
+        )
         template = _WORDS.get(problem["type"], "should be {msg}")
         said = template.format(msg=problem["msg"].removeprefix("Input should be "), **problem.get("ctx", {}))
         yield f"`{'.'.join(keys)}` in {_where(keys, sources, lines)}: {said}{given}"
+
+
+def _written(value: Any) -> str:
+    """A value as it stands in the file."""
+    return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 _WORDS = {

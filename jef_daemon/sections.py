@@ -10,13 +10,15 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
+
+from jef_daemon.tables import Table
 
 Seconds = Annotated[float, Field(gt=0, le=10 * 365 * 86400)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
-class Section(BaseModel):
+class Section(Table):
     """Keys of one table; others are refused."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True)
@@ -258,7 +260,7 @@ class Retry(Section):
     )
 
 
-class Action(BaseModel):
+class Action(Table):
     """One action: `[actions.NAME]`. Keys that are not listed here are the executor's own settings."""
 
     model_config = ConfigDict(extra="allow")

@@ -26,6 +26,7 @@ from jef_daemon.actions import placeholders
 from jef_daemon.actions.output import Output, Patterns
 from jef_daemon.errors import ExecutorError
 from jef_daemon.sdk import ActionExecutor, ActionExecutorResponse, AnyConfiguration, ExecutionContext
+from jef_daemon.tables import Table
 
 _READ_BYTES = 65_536
 _PIPES_S = 2.0
@@ -43,7 +44,7 @@ class CommandFailed(ExecutorError):
     """The program ended with an exit code that does not mean success."""
 
 
-class CommandSettings(BaseModel):
+class CommandSettings(Table):
     """The operator's keys of `[actions.NAME]` with a `command`."""
 
     model_config = ConfigDict(extra="forbid")

@@ -28,6 +28,7 @@ from jef_daemon.sdk import (
     ExternalFailure,
     NothingToPoll,
 )
+from jef_daemon.tables import Table
 
 _HOST = r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?$"
 _HEADER = r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$"
@@ -38,7 +39,7 @@ _GONE = frozenset({404, 410})
 _SAID_CHARACTERS = 300
 
 
-class HttpSettings(BaseModel):
+class HttpSettings(Table):
     """The operator's keys of `[actions.http]`."""
 
     model_config = ConfigDict(extra="forbid")

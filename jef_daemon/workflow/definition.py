@@ -9,7 +9,6 @@ import hashlib
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
     ConfigDict,
     Field,
     JsonValue,
@@ -21,6 +20,7 @@ from pydantic.alias_generators import to_camel
 
 from jef_daemon.lock.state import Mode
 from jef_daemon.messages import Timeouts, Variables
+from jef_daemon.tables import Table
 
 MOST_STAGES = 200
 MOST_AT_ONCE = 100_000
@@ -34,7 +34,7 @@ VariableName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]
 Delay = Annotated[float, Field(ge=0, le=30 * 86400)]
 
 
-class _Part(BaseModel):
+class _Part(Table):
     model_config = ConfigDict(alias_generator=to_camel, extra="forbid", frozen=True)
 
 

@@ -194,6 +194,19 @@ def test_its_settings_are_validated() -> None:
     assert "zzz: unknown key; known are cancellable, command, concurrency, " in said
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "wanted"),
+    [
+        ("output_tail_bytes", True, "a whole number"),
+        ("kill_grace_s", True, "a number"),
+        ("success_exit_codes", [0, True], "a whole number"),
+    ],
+)
+def test_true_is_no_number_of_a_command_s(key: str, value: object, wanted: str) -> None:
+    said = refusal(COMMAND, json.dumps({"argv": ["true"], key: value}))
+    assert said == f"actions.nap: {key}: Input should be {wanted}"
+
+
 def test_a_command_that_is_wrong_is_told_of_by_the_operators_key() -> None:
     assert refusal(COMMAND, '{"argv": []}').startswith(
         "actions.nap: command: List should have at least 1 item"

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from jef_daemon import config
 from jef_daemon.actions import command
-from jef_daemon.config import broker_url, load, masked, parse_override
+from jef_daemon.config import broker_url, known_keys, load, masked, parse_override
 from jef_daemon.errors import ExitCode, SettingsError
 from jef_daemon.settings import Settings
 
@@ -197,11 +197,31 @@ def test_an_unknown_key_says_which_source_it_came_from(tmp_path: Path) -> None:
             '[actions.nap]\nexecutor = "a:B"\ncommand = ["sleep"]',
             "`actions.nap` in X: has an executor and a command: leave one of them out",
         ),
+        ("[slots]\ntotal = true", "`slots.total` in X line 2: should be a whole number, not true"),
+        ("[jobs]\nkill_grace_s = false", "`jobs.kill_grace_s` in X line 2: should be a number, not false"),
+        (
+            "[actions.nap]\nupdate_timeout_s = true",
+            "`actions.nap.update_timeout_s` in X line 2: should be a number, not true",
+        ),
     ],
 )
 def test_a_wrong_value_is_told_in_words_of_the_file(tmp_path: Path, text: str, said: str) -> None:
     """Not of the library that reads it."""
     assert problem(tmp_path, text) == said.replace("X", str(tmp_path / "jef.toml"))
+
+
+@pytest.mark.parametrize("key", [key for key in known_keys() if key != "actions.NAME.retry"])
+def test_nothing_takes_true_for_another_value(key: str) -> None:
+    """Python does: it would be the number 1."""
+    try:
+        settings = load(None, {key: True}, {})
+    except SettingsError as error:
+        assert f"`{key}` in the command line: should be " in str(error)  # noqa: PT017 - or else it was taken
+    else:
+        taken: Any = settings
+        for part in key.split("."):
+            taken = taken[part] if isinstance(taken, dict) else getattr(taken, part)
+        assert taken is True
 
 
 @pytest.mark.parametrize(
