@@ -87,10 +87,12 @@ def actions(
         }
         typer.echo(json.dumps(told if name is None else told[name], indent=2))
         return
+    width = max(18, *map(len, chosen)) + 2
     for key, action in chosen.items():
         required = ", ".join(action.schema.get("required", []))
         wants = f"  (needs {required})" if required else ""
-        typer.echo(f"{key:<20}{action.problem or action.description + wants}")
+        description = action.description or f"{action.spec.executor}, which has no docstring."
+        typer.echo(f"{key:<{width}}{action.problem or description + wants}")
 
 
 @app.command(rich_help_panel="The daemon")

@@ -337,6 +337,7 @@ def test_actions_and_schema(daemon: DaemonProcess) -> None:
     daemon.configure(
         '[actions.held]\nexecutor = "no_such_module:X"\n[actions.copy]\nenabled = false\n'
         '[actions.watchful]\ncommand = ["echo", "{configuration.text}"]\n'
+        f'[actions.{"x" * 30}]\nexecutor = "tests.support.executors:Undescribed"\n'
     )
     listed, as_json, checksum = together(
         daemon, [["actions"], ["actions", "--json"], ["actions", "checksum"]]
@@ -346,6 +347,11 @@ def test_actions_and_schema(daemon: DaemonProcess) -> None:
     assert "copy" not in told
     assert "there is no module no_such_module" in told["held"]
     assert "(needs path)" in told["checksum"]
+    assert told["x" * 30].split() == [
+        "x" * 30,
+        "tests.support.executors:Undescribed,",
+        *"which has no docstring.".split(),
+    ]
     everything = json.loads(fine(as_json))
     assert set(everything) == set(told)
     one = json.loads(fine(checksum))

@@ -53,6 +53,10 @@ class Quick(ActionExecutor):
         )
 
 
+class Undescribed(Quick):
+    pass
+
+
 class Staged(ActionExecutor):
     """A stage of a workflow: fails its first attempts, takes its time, sets variables; as it is told."""
 
