@@ -145,7 +145,7 @@ def describe(spec: ActionSpec) -> dict[str, Any]:
             "retry_attempts": executor.retry_attempts,
             "scope": executor.scope,
             "schema": schema,
-            "description": inspect.cleandoc(type(executor).__doc__ or "").partition("\n")[0],
+            "description": inspect.cleandoc(type(executor).__doc__ or "").strip().partition("\n")[0],
         }
     except ExecutorNotLoaded as error:
         return {"name": spec.name, "problem": str(error)}

@@ -350,7 +350,7 @@ def test_actions_and_schema(daemon: DaemonProcess) -> None:
     assert told["x" * 30].split() == [
         "x" * 30,
         "tests.support.executors:Undescribed,",
-        *"which has no docstring.".split(),
+        *["which", "has", "no", "docstring."],
     ]
     everything = json.loads(fine(as_json))
     assert set(everything) == set(told)
