@@ -14,6 +14,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from operator import attrgetter
 from typing import Any
 
 from jef_daemon.errors import TransitionRefused
@@ -330,6 +331,7 @@ _EXECUTOR = "executor"
 _LATE_FROM = frozenset({Launched, Progressed, Completed, Failed, Stopped})
 """From TIMED_OUT, these are told as late where the work itself says so, by an update after the deadline."""
 
+_FIELDS = attrgetter(*(each.name for each in dataclasses.fields(Execution)))
 _STATUS_OF = {place: Status(place.value) for place in Place if place.value in Status.__members__} | {
     Place.TIMED_OUT_OPEN: Status.TIMED_OUT,
     Place.TIMED_OUT_CLOSED: Status.TIMED_OUT,
@@ -381,7 +383,9 @@ def _moved(place: Place, execution: Execution, event: Event, now: float) -> Tran
     if row is None:
         raise TransitionRefused(execution.execution_id, place.value, type(event).__name__)
     goes_to, change = row
-    moved = dataclasses.replace(execution, status=_STATUS_OF[goes_to], updated_at=now)
+    # A copy: `dataclasses.replace` takes six times as long, three times for each job.
+    moved = Execution(*_FIELDS(execution))
+    moved.status, moved.updated_at = _STATUS_OF[goes_to], now
     change(moved, event, now)
     if is_told(event):
         moved.sequence += 1
