@@ -18,7 +18,7 @@ from typing import Protocol
 import structlog
 
 from jef_daemon.errors import LedgerUnavailable
-from jef_daemon.ports import Outgoing
+from jef_daemon.ports import MessageRefused, Outgoing
 
 log = structlog.get_logger()
 
@@ -72,6 +72,9 @@ class Notifier:
         self._behind = True  # an earlier life may have left something
         self._unconfirmed = 0
         self._lost = False
+        """Something is to be sent again."""
+        self._cut_off = False
+        """It was lost with its connection."""
         self._changed = asyncio.Event()
         self._changed.set()
         self._empty = asyncio.Event()
@@ -102,7 +105,9 @@ class Notifier:
             self._changed.clear()
             if self._lost:
                 await self._start_over()
-            while self._ready or self._behind:
+            # What comes behind does not go by a new connection before what was lost with the old one: readers would
+            # take the earlier for old. It goes before what a full queue refuses, which may be for ever.
+            while (self._ready or self._behind) and not self._cut_off:
                 if not self._ready:
                     await self._read_on()
                     continue
@@ -137,6 +142,7 @@ class Notifier:
             if not self._lost:
                 log.info("publishing_again", reason=str(error))
             self._lost = True
+            self._cut_off |= not isinstance(error, MessageRefused)
         else:
             if self.on_confirmed is not None:
                 self.on_confirmed(monotonic() - handed_at)
@@ -155,7 +161,7 @@ class Notifier:
         if self._confirming:
             await asyncio.wait(set(self._confirming))
         await asyncio.sleep(_PAUSE_S)
-        self._lost = False
+        self._lost = self._cut_off = False
         self._ready.clear()
         self._sent_up_to = 0
         self._behind = True

@@ -73,6 +73,10 @@ class Outgoing:
     reply_to: str | None = None
 
 
+class MessageRefused(ConnectionError):
+    """The broker refused a message, as a queue that takes no more does. It is there: others come through."""
+
+
 class Bus(Protocol):
     """Messages in and out. Reconnects by itself; nothing here raises for a lost connection."""
 
@@ -81,7 +85,8 @@ class Bus(Protocol):
 
         Returns:
             Done when the broker has confirmed all of them, and raises
-            `ConnectionError` when the connection was lost or the broker refused one: send them again.
+            `ConnectionError` when the connection was lost, `MessageRefused` when the broker refused one: send them
+            again.
         """
         ...
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import aiormq
 from aiormq.abc import ChannelFrame
 
-from jef_daemon.ports import Outgoing
+from jef_daemon.ports import MessageRefused, Outgoing
 from jef_daemon.rabbitmq import frames
 from jef_daemon.rabbitmq.tap import METHOD, Tap
 
@@ -37,7 +37,7 @@ class _Batch:
         if self.confirmed.done():
             return
         if not is_taken:
-            self.confirmed.set_exception(ConnectionError("the broker refused a message"))
+            self.confirmed.set_exception(MessageRefused("the broker refused a message"))
         elif self.left == 0:
             self.confirmed.set_result(None)
 
@@ -76,7 +76,8 @@ class Publisher:
         """Write messages in order.
 
         Returns:
-            Done when all are confirmed; `ConnectionError` when one was refused or the channel was lost.
+            Done when all are confirmed; `MessageRefused` when one was refused, `ConnectionError` when the channel was
+            lost.
 
         Raises:
             ConnectionError: the channel was lost before anything was written.

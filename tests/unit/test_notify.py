@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 
 from jef_daemon import notify
 from jef_daemon.notify import Notifier
-from jef_daemon.ports import Outgoing
+from jef_daemon.ports import MessageRefused, Outgoing
 
 
 def message(number: int) -> Outgoing:
@@ -23,6 +23,7 @@ class FakeOutbox:
         self.kept: dict[int, Outgoing] = {}
         self.during_read: list[Outgoing] = []
         self.on_commit: Notifier | None = None
+        self.before_read: Callable[[], Awaitable[None]] | None = None
 
     def commit(self, *messages: Outgoing) -> None:
         self.kept.update({each.id: each for each in messages})
@@ -30,6 +31,8 @@ class FakeOutbox:
             self.on_commit.put(list(messages))
 
     async def outbox(self, after: int, limit: int) -> list[Outgoing]:
+        if self.before_read:
+            await self.before_read()
         found = [self.kept[number] for number in sorted(self.kept) if number > after][:limit]
         if self.during_read:
             self.commit(self.during_read.pop(0))
@@ -48,6 +51,7 @@ class FakeBus:
         self.came = asyncio.Event()
         self.confirms = True
         self.refuses = 0
+        self.after_publish: Callable[[], Awaitable[None]] | None = None
 
     async def publish(self, messages: Sequence[Outgoing]) -> Awaitable[None]:
         if self.refuses:
@@ -58,6 +62,8 @@ class FakeBus:
         if self.confirms:
             done.set_result(None)
         self.came.set()
+        if self.after_publish:
+            await self.after_publish()
         return done
 
     @property
@@ -134,6 +140,55 @@ async def test_everything_unconfirmed_is_sent_again_in_order() -> None:
     await finish(notifier, task)
     assert bus.sent == [1, 2, 3, 1, 2]
     assert outbox.kept == {}
+
+
+@pytest.mark.parametrize("while_reading", [True, False])
+async def test_nothing_overtakes_what_was_lost(monkeypatch: pytest.MonkeyPatch, while_reading: bool) -> None:
+    """However much is to be told: whoever heard the later first would take the earlier for old."""
+    monkeypatch.setattr(notify, "_AT_ONCE", 2)
+    outbox, bus = FakeOutbox(), FakeBus()
+    bus.confirms = False
+
+    async def lose() -> None:
+        if not bus.confirms and len(bus.batches) == (1 if while_reading else 2):
+            bus.confirms = True
+            for _, confirmed in bus.batches:
+                confirmed.set_exception(ConnectionError("lost"))
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+    if while_reading:
+        outbox.before_read = lose
+        outbox.commit(*map(message, range(1, 7)))
+    notifier, task = await start(outbox, bus)
+    if not while_reading:
+        await notifier.flush()
+        bus.after_publish = lose
+        outbox.commit(*map(message, range(1, 7)))
+    await finish(notifier, task)
+    sent = [1, 2] if while_reading else [1, 2, 3, 4]
+    assert bus.sent == [*sent, 1, 2, 3, 4, 5, 6]
+
+
+async def test_what_a_full_queue_refuses_holds_nothing_else_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is sent again and again, and the others go on."""
+    monkeypatch.setattr(notify, "_AT_ONCE", 2)
+    outbox, bus = FakeOutbox(), FakeBus()
+
+    async def refuse() -> None:
+        batch, confirmed = bus.batches[-1]
+        if 1 in batch and len(bus.batches) < 10:
+            confirmed.set_exception(MessageRefused("full"))
+        elif not confirmed.done():
+            confirmed.set_result(None)
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+    bus.confirms, bus.after_publish = False, refuse
+    outbox.commit(*map(message, range(1, 7)))
+    notifier, task = await start(outbox, bus)
+    await finish(notifier, task)
+    assert bus.sent == [1, 2, 3, 4, 5, 6, *[1, 2] * 7]
 
 
 async def test_what_the_broker_takes_to_confirm_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pamqp import commands, frame
 
-from jef_daemon.ports import Outgoing
+from jef_daemon.ports import MessageRefused, Outgoing
 from jef_daemon.rabbitmq.publisher import Publisher
 from jef_daemon.rabbitmq.tap import Tap
 
@@ -79,7 +79,7 @@ async def test_a_batch_of_which_one_is_refused_is_to_be_sent_again() -> None:
     broker.confirm(1)
     broker.confirm(2, refused=True)
     broker.confirm(4, multiple=True)
-    with pytest.raises(ConnectionError, match="refused"):
+    with pytest.raises(MessageRefused, match="refused"):
         await first
     await second
     await asyncio.sleep(0)
