@@ -269,6 +269,9 @@ class _Step:
             transaction.locks.ask_for_workflow(lock_owner(state.workflow_id), effect.locks)
         elif isinstance(effect, events.ReleaseLocks):
             transaction.locks.let_go([lock_owner(state.workflow_id)])
+        elif isinstance(effect, events.TellLost):
+            lost = events.LocksLostAround(names=effect.names, reason=effect.reason)
+            self._followed.append((key_of(effect.execution_id), lost))
         elif effect.is_child:
             cancel = events.CancelAsked(actor="workflow", reason=effect.reason, force=effect.force)
             self._followed.append((key_of(effect.execution_id), cancel))

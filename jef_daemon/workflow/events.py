@@ -91,6 +91,15 @@ class LocksLost(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LocksLostAround(Event):
+    """A workflow around it holds some no more, and goes on."""
+
+    actor: str = "locks"
+    names: frozenset[str]
+    """`Holding.within` of those."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CancelAsked(Event):
     """Somebody wants it stopped."""
 
@@ -150,6 +159,16 @@ class CancelJob:
 
 
 @dataclass(frozen=True, slots=True)
+class TellLost:
+    """A workflow within is to hear that it relies on locks that are not held any more."""
+
+    execution_id: str
+    names: frozenset[str]
+    """`Holding.within` of those."""
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class AskLocks:
     """Its locks are to be asked for."""
 
@@ -172,4 +191,4 @@ class Noted:
     reason: str = ""
 
 
-Effect = StartJob | StartChild | CancelJob | AskLocks | ReleaseLocks | Noted
+Effect = StartJob | StartChild | CancelJob | TellLost | AskLocks | ReleaseLocks | Noted

@@ -10,16 +10,18 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from jef_daemon.lifecycle import Status
+from jef_daemon.lifecycle import FINAL, Status
 from jef_daemon.lock.state import Mode
 from jef_daemon.workflow.events import (
     AskLocks,
     LocksAwaited,
     LocksGranted,
     LocksLost,
+    LocksLostAround,
     LocksRefused,
     LocksTimedOut,
     Refused,
+    TellLost,
 )
 from jef_daemon.workflow.expressions import ExpressionError, render
 from jef_daemon.workflow.plan import stronger
@@ -99,16 +101,41 @@ def lost(step: Step, event: LocksLost) -> None:
     state = step.state
     if state.status is not Status.RUNNING:
         raise Refused(f"it is {state.status}")
+    gone = frozenset(held.within for held in state.locks if held.token is not None)
     for held in state.locks:
         held.token = None
     if not event.is_failure:
-        step.note("LocksLost", actor=event.actor, reason=f"{event.reason}; it goes on: locks.on_lost is tell")
+        reason = f"{event.reason}; it goes on: locks.on_lost is tell"
+        step.note("LocksLost", actor=event.actor, reason=reason)
+        _tell_within(step, gone, reason)
         return
     step.fail("LockLost", event.reason, event.actor)
     for name, spec in step.plan.stages.items():
         for index, each in enumerate(state.stages[name].runs):
             if each.phase is Phase.RUNNING and not spec.always:
                 step.ask_to_stop(name, index, each, "cancel", f"a lock is lost: {event.reason}", force=False)
+
+
+def lost_around(step: Step, event: LocksLostAround) -> None:
+    """Rely on them no more; what was asked for within them keeps nobody else out either."""
+    state = step.state
+    relied = [held for held in state.around if held.within in event.names]
+    if state.status in FINAL or not relied:
+        raise Refused("it relies on none of them")
+    state.around = [held for held in state.around if held.within not in event.names]
+    inner = [held for held in state.locks if held.name in event.names and held.token is not None]
+    for held in inner:
+        held.token = None
+    names = ", ".join(held.resource for held in relied)
+    step.note("LocksLost", actor=event.actor, reason=f"{names}, held around it: {event.reason}")
+    _tell_within(step, event.names.union(held.within for held in inner), event.reason)
+
+
+def _tell_within(step: Step, names: frozenset[str], reason: str) -> None:
+    for name, spec in step.plan.stages.items():
+        for index, each in enumerate(step.state.stages[name].runs):
+            if spec.workflow is not None and each.phase is Phase.RUNNING:
+                step.effects.append(TellLost(step.name_of(name, index, each), names, reason))
 
 
 def stand_alone(state: State) -> None:

@@ -36,10 +36,13 @@ class Step:
     def ask_to_stop(self, stage: str, index: int, run: Run, then: str, reason: str, *, force: bool) -> None:
         """Have a stage's job cancelled; `then` says what follows (`Run.then`)."""
         run.then = then
-        spec = self.plan.stages[stage]
+        is_child = self.plan.stages[stage].workflow is not None
+        self.effects.append(CancelJob(self.name_of(stage, index, run), reason, force, is_child))
+
+    def name_of(self, stage: str, index: int, run: Run) -> str:
+        """The execution id of a stage's job, or of the workflow that it is."""
         is_list = self.state.stages[stage].is_list
-        name = execution_id(self.state.key, stage, index if is_list else None, run.attempt)
-        self.effects.append(CancelJob(name, reason, force, spec.workflow is not None))
+        return execution_id(self.state.key, stage, index if is_list else None, run.attempt)
 
     def fail(self, kind: str, said: str, actor: str = "coordinator") -> None:
         """Fail the workflow as a whole; the first failure stays."""

@@ -264,3 +264,27 @@ async def test_a_workflow_within_asks_within(ledger: SqlLedger, wire: Wire, stat
     await wire.settle()
     assert state("w").status is Status.COMPLETED
     assert await ledger.lock_states("held") == []
+
+
+async def test_a_workflow_within_hears_that_the_one_around_it_lost_a_lock(
+    url: str, clock: ManualClock, state: Any
+) -> None:
+    """Both go on where losses are only told; what is asked for from then on keeps everybody out."""
+    spelled = {"name": "inner", "stages": [{"name": "a", "action": "x"}, {"name": "b", "action": "x"}]}
+    spelled["stages"][1]["locks"] = [{"resource": "asset/1"}]  # type: ignore[index]
+    inner = Definition.model_validate(spelled).canonical()
+    around = {**ALONE, "name": "outer", "stages": [{"name": "i", "workflow": "inner"}]}
+    outer = Definition.model_validate(around).canonical()
+    async with SqlLedger(url, NAMES, clock, lost_locks_fail=False) as ledger:
+        await ledger.coordinating([Begin("w", "outer", {"outer": outer, "inner": inner})])
+        wire = Wire(ledger)
+        await wire.settle()
+        assert [held.resource for held in state("w:i:1").around] == ["asset/1"]
+        await ledger.deciding([ForceRelease(resource="asset/1", owner=None, reason="stuck", by="ops")])
+        await wire.settle()
+        assert state("w:i:1").around == []
+        await ledger.coordinating([ended(f"{key_of('w:i:1')}:a:1")])
+        outbox = await ledger.outbox(0, 10_000)
+        [asked] = [json.loads(each.body) for each in outbox if each.exchange == NAMES.jobs][1:]
+        assert asked["locks"] == [{"resource": "asset/1", "mode": "EXCLUSIVE"}]
+        assert "workflowLocks" not in asked

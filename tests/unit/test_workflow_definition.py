@@ -184,8 +184,8 @@ STAGE = "name: w\nstages:\n- {name: a, action: x}\n- "
         ("{name: b, action: x, variables: {k: 1}}", "stage b: variables is nothing that an action has"),
         ("{name: b, workflow: v, elsewhere: true}", "stage b: elsewhere is nothing that a workflow has"),
         ("{name: b, action: x, limit: 1}", "stage b: limit is for forEach"),
-        ("{name: b, action: x, priority: true}", "stage b.priority: input should be a whole number"),
-        ("{name: b, action: x, retry: {delay: true}}", "stage b.retry.delay: input should be a number"),
+        ("{name: b, action: x, priority: true}", "stage b.priority: should be a whole number, not true"),
+        ("{name: b, action: x, retry: {delay: true}}", "stage b.retry.delay: should be a number, not true"),
         (
             "{name: z, action: x, always: true, needs: a}",
             "stage z: needs is nothing that an always stage has: it runs when all others have ended",

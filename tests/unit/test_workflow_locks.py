@@ -283,6 +283,43 @@ def test_a_workflow_within_is_not_told_of_locks_that_are_lost() -> None:
     assert child.around == ()
 
 
+def test_a_workflow_within_that_runs_hears_that_what_it_relies_on_is_lost() -> None:
+    """It goes on as the one around it does: what it names from now on, it asks for as anybody does."""
+    course = Course({"name": "inner", "workflow": "other", "forEach": [1, 2]}, **ASSET)
+    course.do(GRANTED)
+    around = of(events.StartChild, course.effects)[0].around
+    course.end("inner.0:1")
+    [told] = of(events.TellLost, course.do(events.LocksLost(reason=GONE, is_failure=False)))
+    why = f"{GONE}; it goes on: locks.on_lost is tell"
+    assert told == events.TellLost("w:inner.1:1", frozenset({"workflow/w/asset/42"}), why)
+    others = Holding("b", Mode.SHARED, "b", "workflow/w/b", 7)
+    stage = {"name": "b", "locks": [{"resource": "asset/42"}, {"resource": "b", "mode": "SHARED"}]}
+    inner = Course({"name": "a"}, stage, {"name": "c", "workflow": "d"}, around=(*around, others), **ASSET)
+    inner.do(events.LocksGranted(tokens={"workflow/w/asset/42": 1}))
+    lost = events.LocksLostAround(names=told.names, reason=told.reason)
+    assert inner.do(lost) == [events.Noted("LocksLost", "", "locks", f"asset/42, held around it: {why}")]
+    inner.end("a:1")
+    assert stage_locks(inner, "b:1") == [("asset/42", "EXCLUSIVE"), ("workflow/w/b", "SHARED")]
+    assert inner.request("b:1")["workflowLocks"] == [{"resource": "b", "mode": "SHARED", "fencingToken": 7}]
+    with pytest.raises(events.Refused):
+        inner.do(lost)
+    inner.end("b:1")
+    [innermost] = of(events.StartChild, inner.effects)
+    assert innermost.around == (others,)
+
+
+def test_what_was_asked_for_within_a_lost_lock_is_lost_to_those_within_it() -> None:
+    around = (Holding("asset/42", Mode.EXCLUSIVE, "asset/42", "workflow/outer/asset/42", 33),)
+    inner = Course({"name": "a", "workflow": "other"}, around=around, **ASSET)
+    inner.do(events.LocksGranted(tokens={"workflow/outer/asset/42": 1}))
+    effects = inner.do(events.LocksLostAround(names=frozenset({"workflow/outer/asset/42"}), reason=GONE))
+    [told] = of(events.TellLost, effects)
+    assert told.names == {"workflow/outer/asset/42", "workflow/w/asset/42"}
+    inner.end("a:1")
+    with pytest.raises(events.Refused):
+        inner.do(events.LocksLostAround(names=told.names, reason=GONE))
+
+
 def test_a_workflow_within_that_is_retried_stands_alone() -> None:
     """The one around it went on without it, and may have given its locks back by now."""
     around = (Holding("asset/42", Mode.EXCLUSIVE, "asset/42", "workflow/outer/asset/42", 33),)
