@@ -237,6 +237,17 @@ async def test_an_interruption_of_what_was_to_be_cancelled_cancels_it(life: Life
     assert await life.claim() == []
 
 
+async def test_each_command_is_answered_to_whoever_gave_it(life: Life) -> None:
+    """In order; also to who did not come by a queue, as the HTTP port."""
+    await life.arrive("1")
+    controls = [Control.model_validate_json(CANCEL), Control.model_validate_json(CANCEL)]
+    found = await life.ledger.commanding([Command(controls[0]), Command(controls[1], reply_to="asker")])
+    assert [answer["accepted"] for answer in found.answers] == [True, False]
+    assert await life.answers() == [
+        {"accepted": False, "status": "CANCELLED", "reason": "it is CANCELLED already"}
+    ]
+
+
 async def test_a_claim_and_a_cancel_in_one_transaction(life: Life) -> None:
     """It starts, and is to be stopped: the stop names the attempt that runs."""
     await life.arrive("1")
@@ -268,6 +279,18 @@ async def test_a_remembered_cancel_of_a_workflow_meets_all_that_come(life: Life)
     await life.reopen()
     words = [await life.arrive(name, workflow_id=of) for name, of in [("1", "w"), ("2", "w"), ("3", "v")]]
     assert words == [Accepted.CANCELLED, Accepted.CANCELLED, Accepted.NEW]
+
+
+async def test_remembered_cancels_are_told_apart(life: Life) -> None:
+    """A job and a workflow may have the same name: what is used up, or remembered anew, is that of the one."""
+    for names in ({"execution_id": "x"}, {"workflow_id": "x"}, {"execution_id": "y"}, {"execution_id": "x"}):
+        await life.command("cancel", **names)
+    assert sorted(row[:2] for row in life.rows("tombstones")) == [
+        *(("execution", "x"), ("execution", "y"), ("workflow", "x"))
+    ]
+    assert await life.arrive("x") is Accepted.CANCELLED
+    assert sorted(row[:2] for row in life.rows("tombstones")) == [("execution", "y"), ("workflow", "x")]
+    assert await life.arrive("1", workflow_id="y") is Accepted.NEW
 
 
 async def test_a_remembered_cancel_is_forgotten_in_time(life: Life) -> None:
@@ -789,6 +812,25 @@ async def test_a_retry_of_silent_work_gives_the_old_one_up(life: Life, how: str)
     assert life.status("1") == "QUEUED"
     [call] = await life.ledger.due_calls(9)
     assert (call.name, call.execution.attempt, call.execution.external_id) == ("cancel", 1, "old")
+
+
+async def test_a_retry_of_what_is_silent_here_stops_it(life: Life) -> None:
+    """Its worker stops the attempt that was given up; nothing outside is called."""
+    await life.run("1")
+    await life.fall_silent("1")
+    _, found = await life.command("retry", "1", reason="hangs")
+    [stop] = found.stops
+    assert (stop.execution.attempt, stop.actor, stop.reason) == (1, "operator:ann", "hangs")
+    assert (found.queued, found.calls, await calls(life)) == (["a"], False, [])
+
+
+async def test_what_has_no_resume_is_not_resumed(life: Life) -> None:
+    await life.run("1")
+    await life.fall_silent("1")
+    answer, found = await life.command("resume", "1")
+    assert (answer["accepted"], answer["status"]) == (False, "TIMED_OUT")
+    assert answer["reason"] == "the executor of a has no resume"
+    assert (found.calls, await calls(life)) == (False, [])
 
 
 async def test_resume_brings_a_timed_out_one_back(life: Life) -> None:

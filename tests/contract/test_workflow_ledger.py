@@ -224,6 +224,23 @@ async def test_a_cancel_that_came_first_is_applied_and_keeps_its_words(ledger: S
     ]
 
 
+async def test_the_coordinator_answers_for_its_workflow(ledger: SqlLedger, url: str) -> None:
+    """The command is told to both, but what to resume only the ledger knows; and no cancel is left for later."""
+    await ledger.coordinating([begin("w")])
+    for command, answers in (("cancel", 0), ("retry", 0), ("resume", 1)):
+        control = Control.model_validate({"command": command, "workflowId": "w"})
+        assert len((await ledger.commanding([Command(control)])).answers) == answers
+    with open_engine(url).connect() as connection:
+        assert connection.execute(text("SELECT count(*) FROM tombstones")).scalar() == 0
+
+
+async def test_a_cancel_of_a_job_is_none_of_the_workflow_of_that_name(ledger: SqlLedger, url: str) -> None:
+    cancel = Control.model_validate({"command": "cancel", "executionId": "w"})
+    await ledger.commanding([Command(cancel)])
+    await ledger.coordinating([begin("w")])
+    assert WorkflowReader(url).find("w").state.status is Status.RUNNING
+
+
 async def test_a_cancel_that_came_long_before_is_forgotten(
     ledger: SqlLedger, url: str, clock: ManualClock
 ) -> None:
