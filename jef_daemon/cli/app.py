@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import logging
 import sys
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.models import CommandInfo, TyperInfo
 
 from jef_daemon.errors import ExitCode, JefError
 
@@ -18,18 +20,23 @@ if TYPE_CHECKING:
 
 _EPILOG = """[bold]Begin here[/bold]
 
-  jef check                                 is everything there that a daemon needs?
+  jef check                            is all there that a daemon needs?
 
-  jef run                                   run one
+  jef run                              run one
 
-  jef submit checksum path=. --wait         give it a job, see it through
+  jef submit checksum path=. --wait    give it a job, see it through
 
-  jef list --status FAILED                  what went wrong?   jef show ID   jef history ID
+  jef list --status FAILED             what went wrong?
 
-  jef cancel ID   jef retry ID              stop one, try one again
+  jef show ID   jef history ID         with which one, and when?
 
-[bold]Exit codes[/bold]  0 ok · 1 the job or check failed · 2 usage · 3 configuration · 4 broker · 5 ledger ·
-6 not found · 7 a lock was lost · 127 no such program · 130 interrupted
+  jef cancel ID   jef retry ID         stop one, try one again
+
+[bold]Exit codes[/bold]
+
+  0 ok · 1 the job or check failed · 2 usage · 3 configuration · 4 broker ·
+  5 ledger · 6 not found · 7 a lock was lost · 127 no such program ·
+  130 interrupted
 """
 
 app = typer.Typer(
@@ -131,10 +138,29 @@ def families(arguments: list[str]) -> list[str]:
     return [name for name in FAMILIES if name in named]
 
 
+def set_examples_apart(tree: typer.Typer) -> None:
+    """Have help show examples indented, as they are written.
+
+    The library takes away the indentation that all lines behind the first paragraph but one have in common. Behind
+    an empty one that is none.
+    """
+    told: list[CommandInfo | TyperInfo] = [*tree.registered_commands]
+    if tree.registered_callback is not None:
+        told.append(tree.registered_callback)
+    for one in told:
+        first, _, further = (inspect.getdoc(one.callback) or "").partition("\n\n")
+        if further.startswith("Examples:"):
+            one.help = f"{first}\n\n\n\n{further}"
+    for group in tree.registered_groups:
+        if group.typer_instance is not None:
+            set_examples_apart(group.typer_instance)
+
+
 def main() -> None:
     """Run a command; what went wrong is one sentence on standard error."""
     for family in families(sys.argv[1:]):
         importlib.import_module(f"jef_daemon.cli.{family}")  # it adds itself to the tree
+    set_examples_apart(app)
     # What libraries say of a broker that is away would stand beside our own sentence; `run` sets logging up.
     logging.getLogger().addHandler(logging.NullHandler())
     try:

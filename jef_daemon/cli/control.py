@@ -115,7 +115,7 @@ def retry(
 
       jef retry --workflow w-9
 
-      jef retry --status FAILED --action transcode --since 24h --reason "disk was full"
+      jef retry --status FAILED --action transcode --since 24h -r "disk full"
 
       jef retry --status FAILED --yes --json | jq .status
     """

@@ -93,7 +93,7 @@ def acquire(
 
       jef locks acquire asset/42 disk/a:SHARED --owner nightly --timeout 10m
 
-      jef locks acquire asset/42 --owner nightly --no-wait --json | jq .fencingToken
+      jef locks acquire asset/42 --owner me --no-wait --json | jq .fencingToken
     """
     granted = _run(_acquire(resources, owner, duration_s(lease), wait=wait, timeout_s=_seconds(timeout)))
     for grant in granted:
