@@ -181,7 +181,8 @@ def _count(delivery: Delivery, header: str, least: int) -> int:
     """A number that a daemon which handed the job back counted up to."""
     value = delivery.headers.get(header)
     # Anybody can write headers: a number that leaves no room to count on is nobody's of ours.
-    return value if isinstance(value, int) and least <= value <= _MOST_COUNTED else least
+    # A truth value, which is a number to Python, would be told as one.
+    return value if type(value) is int and least <= value <= _MOST_COUNTED else least
 
 
 def _text(value: object) -> str | None:
