@@ -51,21 +51,17 @@ def check(
 
       jef workflows check config/workflows/ingest.yaml
     """
-    library = _library(folder)
-    found = files or [library.folder / f"{name}.yaml" for name in library.names()]
-    if not found:
-        raise NotFound(f"there is no definition in {library.folder}; put NAME.yaml there")
     problems: list[Problem] = []
     sources: list[Source] = []
-    for file in found:
+    for file in _files(files or [], folder):
         source, wrong = _examined(file)
         problems += wrong
         if source is not None:
             sources.append(source)
     if not without_actions:
         problems += asyncio.run(_check_actions(sources))
-    for problem in problems:
-        typer.echo(str(problem))
+    for said in dict.fromkeys(map(str, problems)):  # a workflow within several is told once
+        typer.echo(said)
     wrong_files = {problem.file for problem in problems}
     for source in sources:
         if source.file not in wrong_files:
@@ -96,7 +92,11 @@ def draw(
     from jef_daemon.workflow.loading import DefinitionError, load
 
     try:
-        source = load(Path(name)) if name.endswith(".yaml") else _library(folder).get(name)
+        source = (
+            load(Path(name))
+            if "/" in name or name.endswith((".yaml", ".yml"))
+            else _library(folder).get(name)
+        )
     except DefinitionError as error:
         raise SettingsError(str(error)) from None
     typer.echo(
@@ -120,6 +120,17 @@ def _library(folder: Path | None) -> Library:
     from jef_daemon.workflow.library import Library
 
     return Library(folder or common.settings().workflow_folder)
+
+
+def _files(named: list[Path], folder: Path | None) -> list[Path]:
+    """All that is to be checked: files that end otherwise too, as nobody would find them."""
+    folders = [path for path in named if path.is_dir()] if named else [_library(folder).folder]
+    for each in folders:
+        found = sorted(path for kind in ("*.yaml", "*.yml") for path in each.glob(kind))
+        if not found:
+            raise NotFound(f"there is no definition in {each}; put NAME.yaml there")
+        named = [*named, *found]
+    return [path for path in named if path not in folders]
 
 
 def _examined(file: Path) -> tuple[Source | None, list[Problem]]:

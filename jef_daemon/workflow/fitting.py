@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from jef_daemon.workflow.definition import Definition
 from jef_daemon.workflow.expressions import is_template
 from jef_daemon.workflow.plan import Flaw, Where
+from jef_daemon.workflow.refusals import REQUIRED, flaws_of, keys_of
 
 
 def flaws(
@@ -43,11 +44,11 @@ def _refused(configuration: dict[str, Any], model: type[BaseModel], at: Where) -
     try:
         model.model_validate(configuration)
     except ValidationError as error:
-        for problem in error.errors():
-            where = tuple(problem["loc"])
-            if not _has_template(configuration, where):
-                said = problem["msg"].removeprefix("Value error, ")
-                yield Flaw((*at, *where), f"the action refuses it: {said}")
+        for flaw in flaws_of(error, configuration, lambda where: keys_of(model) if len(where) == 1 else ()):
+            if not _has_template(configuration, flaw.where):
+                is_missing = flaw.said == REQUIRED
+                said = "the action needs it" if is_missing else f"the action refuses it: {flaw.said}"
+                yield Flaw((*at, *flaw.where), said)
 
 
 def _has_template(value: Any, where: Where) -> bool:

@@ -14,7 +14,10 @@ from pydantic_core import to_json
 from jef_daemon.workflow.definition import Definition
 from jef_daemon.workflow.plan import Flaw, Plan, PlanError, Where, plan
 from jef_daemon.workflow.reading import MOST_BYTES, NoYamlError, read
-from jef_daemon.workflow.refusals import flaws_of
+from jef_daemon.workflow.refusals import flaws_of, known_keys
+
+SUFFIX = ".yaml"
+"""Of the files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,8 @@ class DefinitionError(ValueError):
     """A file that holds no workflow that can be carried out."""
 
     def __init__(self, problems: list[Problem]) -> None:
-        self.problems = sorted(problems, key=lambda problem: problem.line)
+        files = list(dict.fromkeys(problem.file for problem in problems))
+        self.problems = sorted(problems, key=lambda problem: (files.index(problem.file), problem.line))
         super().__init__("\n".join(map(str, self.problems)))
 
 
@@ -68,7 +72,7 @@ def load(file: Path) -> Source:
         flaws = list(_name_flaws(definition, file))
         made = plan(definition)
     except ValidationError as error:
-        flaws = flaws_of(error, values)
+        flaws = flaws_of(error, values, known_keys)
     except PlanError as error:
         flaws += error.flaws
     if flaws:
@@ -103,6 +107,9 @@ def _read(file: Path) -> tuple[Any, dict[Where, int]]:
 
 
 def _content(file: Path) -> bytes:
+    if file.suffix != SUFFIX:
+        said = f"nothing finds it: call it {file.stem}{SUFFIX}"
+        raise DefinitionError([Problem(file, 0, "", said)])
     try:
         found = file.stat()
         if not stat.S_ISREG(found.st_mode):  # a pipe would keep who reads it waiting for ever

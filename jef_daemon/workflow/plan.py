@@ -258,7 +258,7 @@ def _unreadable(
     if root not in roots:
         return f"there is no {root!r}; expressions see {', '.join(roots)}"
     if root == "workflow" and key is not None and key not in declared:
-        return f"no variable {key!r} is declared{_like(key, declared)}; declare it in variables or required"
+        return f"no variable {key!r} is declared in variables or required{_like(key, declared)}"
     if root == "stages" and key is not None and key not in before:
         if key in ordinary:
             return f"stage {key!r} need not have ended by then; name it in needs"

@@ -1,10 +1,10 @@
-"""What the model of definitions refuses, in words of whoever writes one. Pure."""
+"""What a model refuses, that of definitions or an action's, in words of whoever writes the file. Pure."""
 
 from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -18,8 +18,12 @@ _KINDS = {
     "list_type": "a list",
     "string_type": "a text",
     "bool_type": "true or false",
+    "bool_parsing": "true or false",
     "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
     "float_type": "a number",
+    "float_parsing": "a number",
 }
 """Of the library's names of mistakes: what a value is to be."""
 _FORMS = {
@@ -29,6 +33,8 @@ _FORMS = {
     "{0,39})$": "`fail`, `continue`, or `goto STAGE`",
 }
 """Patterns in words, by their end."""
+REQUIRED = "required"
+_SHOULD = "Input should be "
 _MODELS: Mapping[str | int, type[BaseModel]] = {
     "locks": LockWish,
     "retry": StageRetry,
@@ -37,12 +43,18 @@ _MODELS: Mapping[str | int, type[BaseModel]] = {
 }
 
 
-def flaws_of(error: ValidationError, values: Any) -> list[Flaw]:
-    """One flaw for each place, where the library tells of each kind that a value is not."""
+def flaws_of(error: ValidationError, values: Any, known: Callable[[Where], Iterable[str]]) -> list[Flaw]:
+    """One flaw for each place, where the library tells of each kind that a value is not.
+
+    Args:
+        error: the model's.
+        values: what it refused.
+        known: the keys that there are where one is unknown.
+    """
     found: dict[Where, list[str]] = {}
     for problem in error.errors(include_url=False):
         where = _place(problem["loc"], values, is_missing=problem["type"] == "missing")
-        found.setdefault(where, []).append(_said(problem, where))
+        found.setdefault(where, []).append(_said(problem, where, known))
     return [Flaw(where, _together(said)) for where, said in found.items()]
 
 
@@ -58,12 +70,23 @@ def _place(location: tuple[int | str, ...], values: Any, *, is_missing: bool) ->
     return (*where, location[-1]) if is_missing else tuple(where)
 
 
-def _said(problem: Any, where: Where) -> str:
+def known_keys(where: Where) -> Iterable[str]:
+    """Those of a definition that may stand where this one does."""
+    above = [part for part in where[:-1] if isinstance(part, str)]
+    return keys_of(_MODELS.get(above[-1], Definition) if above else Definition)
+
+
+def keys_of(model: type[BaseModel]) -> Iterable[str]:
+    """As they are written."""
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _said(problem: Any, where: Where, known: Callable[[Where], Iterable[str]]) -> str:
     kind, context = problem["type"], problem.get("ctx", {})
     if kind == "extra_forbidden":
-        return f"there is no such key; {_advice(where)}"
+        return f"there is no such key; {_advice(str(where[-1]), known(where))}"
     if kind == "missing":
-        return "required"
+        return REQUIRED
     if kind == "value_error":
         return str(problem["msg"]).removeprefix("Value error, ")
     if kind == "too_long":
@@ -74,8 +97,10 @@ def _said(problem: Any, where: Where) -> str:
         pattern = context["pattern"]
         form = next((words for end, words in _FORMS.items() if pattern.endswith(end)), pattern)
         return f"should be {form}; not {_short(problem['input'])}"
-    should = _KINDS.get(kind) or str(problem["msg"]).removeprefix("Input should be ")
-    return f"should be {should}, not {_short(problem['input'])}"
+    msg = str(problem["msg"])
+    if kind not in _KINDS and not msg.startswith(_SHOULD):
+        return msg[:1].lower() + msg[1:]
+    return f"should be {_KINDS.get(kind) or msg.removeprefix(_SHOULD)}, not {_short(problem['input'])}"
 
 
 def _together(said: list[str]) -> str:
@@ -90,12 +115,12 @@ def _together(said: list[str]) -> str:
     return f"should be {' or '.join(wanted)}, not {first.rpartition(', not ')[2]}"
 
 
-def _advice(where: Where) -> str:
-    above = [part for part in where[:-1] if isinstance(part, str)]
-    model = _MODELS.get(above[-1], Definition) if above else Definition
-    known = {(field.alias or name).lower(): field.alias or name for name, field in model.model_fields.items()}
-    near = difflib.get_close_matches(str(where[-1]).lower(), known, 1)
-    return f"do you mean {known[near[0]]!r}?" if near else f"there is {', '.join(known.values())}"
+def _advice(key: str, known: Iterable[str]) -> str:
+    by_case = {each.lower(): each for each in known}
+    near = difflib.get_close_matches(key.lower(), by_case, 1)
+    return (
+        f"do you mean {by_case[near[0]]!r}?" if near else f"there is {', '.join(by_case.values()) or 'none'}"
+    )
 
 
 def _short(value: Any) -> str:

@@ -12,7 +12,7 @@ import jsonschema  # type: ignore[import-untyped]  # check-jsonschema brings it,
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 from ruamel.yaml import YAML
 
 from jef_daemon.workflow import drawing
@@ -33,8 +33,7 @@ NAMES: dict[str, Any] = {
 }
 
 SORCE = (
-    "w.yaml:6: stage a.when: no variable 'sorce' is declared; do you mean 'source'?; "
-    "declare it in variables or required"
+    "w.yaml:6: stage a.when: no variable 'sorce' is declared in variables or required; do you mean 'source'?"
 )
 
 
@@ -113,8 +112,8 @@ def test_the_examples_of_the_page_are_right(tmp_path: Path) -> None:
                 "stages: [{name: a, action: x}]"
             ),
             (
-                "w.yaml:5: locks.1.resource: no variable 'aset' is declared; do you mean 'asset'?; "
-                "declare it in variables or required"
+                "w.yaml:5: locks.1.resource: no variable 'aset' is declared in variables or required; "
+                "do you mean 'asset'?"
             ),
         ),
         (
@@ -449,7 +448,7 @@ def test_a_configuration_is_held_against_the_actions_model() -> None:
         *((1, "configuration", "path"), (1, "configuration", "size")),
         *((2, "action"), (4, "action")),
     }
-    assert told[(1, "configuration", "path")] == "the action refuses it: Field required"
+    assert told[(1, "configuration", "path")] == "the action needs it"
     assert "elsewhere: true" in told[(2, "action")]
     assert told[(4, "action")] == "no module"
 
@@ -460,10 +459,22 @@ def test_what_an_expression_will_make_is_not_held_against_a_choice_of_kinds() ->
     class Model(BaseModel):
         size: int | list[int]
 
-    for value, refused in (("{{ workflow.n }}", 0), ("large", 2)):
+    told = "the action refuses it: should be a whole number or a list, not"
+    for value, refused in (("{{ workflow.n }}", []), ("large", [f'{told} "large"'])):
         stage = {"name": "a", "action": "x", "configuration": {"size": value}}
         definition = Definition.model_validate({"name": "w", "stages": [stage]})
-        assert len(list(flaws(definition, {"x": Model}, {}))) == refused
+        assert [flaw.said for flaw in flaws(definition, {"x": Model}, {})] == refused
+
+
+def test_a_key_that_an_action_does_not_know_names_the_nearest() -> None:
+    class Model(BaseModel):
+        model_config = ConfigDict(extra="forbid")
+        path: str = ""
+
+    stage = {"name": "a", "action": "x", "configuration": {"pathh": "x"}}
+    definition = Definition.model_validate({"name": "w", "stages": [stage]})
+    said = "the action refuses it: there is no such key; do you mean 'path'?"
+    assert [flaw.said for flaw in flaws(definition, {"x": Model}, {})] == [said]
 
 
 # --- pictures and schema ---------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from jef_daemon.workflow.library import Library
 from jef_daemon.workflow.loading import DefinitionError, load
 
 BEGIN = "name: w\nvariables: {x: 1}\nstages:\n- name: a\n  action: x\n"
@@ -185,3 +186,59 @@ def test_what_is_no_file_keeps_nobody_waiting(tmp_path: Path) -> None:
     assert said(folder) == ["folder.yaml: it is a folder, no file"]
     assert said(pipe) == ["pipe.yaml: it is a pipe or a device, no file"]
     assert said(tmp_path / "none.yaml") == ["none.yaml: it cannot be read: No such file or directory"]
+    other = tmp_path / "w.yml"
+    other.write_text("name: w")
+    assert said(other) == ["w.yml: nothing finds it: call it w.yaml"]
+
+
+# --- workflows within one another ------------------------------------------------------------------------
+
+
+def within(folder: Path, stage: str, inner: str | None) -> list[str]:
+    """What is said of a workflow with one stage, which starts another."""
+    (folder / "w.yaml").write_text(f"name: w\nstages:\n- name: a\n  {stage}\n")
+    if inner is not None:
+        (folder / "inner.yaml").write_text(f"name: inner\n{inner}")
+    with pytest.raises(DefinitionError) as caught:
+        Library(folder).with_inner("w")
+    return [str(problem).removeprefix(f"{folder}/") for problem in caught.value.problems]
+
+
+STAGES = "stages: [{name: b, action: x}]"
+
+
+@pytest.mark.parametrize(
+    ("stage", "inner", "lines"),
+    [
+        (
+            "workflow: innner",
+            STAGES,
+            ["w.yaml:4: stage a.workflow: there is no workflow 'innner'; do you mean 'inner'?"],
+        ),
+        ("workflow: z", None, ["w.yaml:4: stage a.workflow: there is no workflow 'z'; there is: w"]),
+        (
+            "workflow: inner",
+            "stages: []",
+            [
+                "w.yaml:4: stage a.workflow: the workflow 'inner' has mistakes of its own",
+                "inner.yaml:2: stages: should not be empty",
+            ],
+        ),
+        (
+            "{workflow: inner, variables: {p: 1, q: null}}",
+            f"required: [p, q, r]\n{STAGES}",
+            ["w.yaml:4: stage a.workflow: the workflow 'inner' requires q, r: name it in variables"],
+        ),
+        (
+            "workflow: w",
+            None,
+            ["w.yaml:4: stage a.workflow: a circle: w starts w; take one of them out"],
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_workflow_within_is_told_where_it_is_named(
+    tmp_path: Path, stage: str, inner: str | None, lines: list[str]
+) -> None:
+    if stage.startswith("{"):
+        stage = "<<: " + stage
+    assert within(tmp_path, stage, inner) == lines
