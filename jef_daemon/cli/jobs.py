@@ -19,7 +19,7 @@ from jef_daemon.errors import SettingsError
 
 if TYPE_CHECKING:
     from jef_daemon.ledger import Filter, Reader
-    from jef_daemon.lifecycle import Execution
+    from jef_daemon.lifecycle import Execution, Status
 
 _TIMES = frozenset({"queuedAt", "notBefore", "startedAt", "finishedAt"})
 
@@ -149,12 +149,22 @@ def filter_of(statuses: Sequence[str], action: str | None, workflow: str | None,
         SettingsError: a status or a time is none.
     """
     from jef_daemon.ledger import Filter
+
+    return Filter(statuses_of(statuses), action, workflow, ago(since) if since else None)
+
+
+def statuses_of(words: Sequence[str]) -> list[Status]:
+    """Statuses as they are typed.
+
+    Raises:
+        SettingsError: one is none.
+    """
     from jef_daemon.lifecycle import Status
 
-    words = [word.upper() for word in statuses]
+    words = [word.upper() for word in words]
     if unknown := [word for word in words if word not in Status.__members__]:
         raise SettingsError(f"{unknown[0]} is no status; one of {', '.join(Status.__members__)}")
-    return Filter([Status(word) for word in words], action, workflow, ago(since) if since else None)
+    return [Status(word) for word in words]
 
 
 def reader() -> Reader:

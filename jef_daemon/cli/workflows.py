@@ -1,67 +1,31 @@
-"""`jef workflows`: start, look at, cancel and retry workflows."""
+"""`jef workflows`: look at, cancel and retry workflows."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from jef_daemon.cli import workflow_starting  # noqa: F401  help shows commands in the order in which they come
 from jef_daemon.cli.app import common
+from jef_daemon.cli.columns import columns, print_columns, short
 from jef_daemon.cli.control import who
+from jef_daemon.cli.jobs import statuses_of
 from jef_daemon.cli.submitting import pairs_of
 from jef_daemon.cli.words import took, when
 from jef_daemon.cli.workflow_definitions import workflows
-from jef_daemon.errors import ExitCode, NotFound, SettingsError
+from jef_daemon.errors import BrokerError, ExitCode, NotFound, SettingsError
 
 if TYPE_CHECKING:
-    from jef_daemon.ledger.workflow_reading import WorkflowReader
-
-_ENDS = frozenset({"COMPLETED", "FAILED", "CANCELLED"})
+    from jef_daemon.ledger.workflow_reading import Kept, WorkflowReader
+    from jef_daemon.workflow.state import State
 
 AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
 WorkflowId = Annotated[str, typer.Argument(metavar="ID", help="The workflow's id.")]
 Reason = Annotated[str, typer.Option("--reason", "-r", help="Why: told and kept in the history.")]
-
-
-@workflows.command()
-def start(
-    name: Annotated[str, typer.Argument(help="The workflow's name.")],
-    variables: Annotated[list[str] | None, typer.Argument(help="key=value, or key:=JSON")] = None,
-    identifier: Annotated[
-        str | None, typer.Option("--id", help="The workflow id; default: a new one.")
-    ] = None,
-    priority: Annotated[int, typer.Option(help="Higher starts earlier.")] = 0,
-    wait: Annotated[
-        bool, typer.Option("--wait", "-w", help="Stay until it ends; exit code 1 unless COMPLETED.")
-    ] = False,
-) -> None:
-    """Start a workflow.
-
-    Examples:
-      jef workflows start ingest asset=42 source=in/a.mov
-
-      jef workflows start ingest asset=42 points:='[1, 5]' --id w-9 --wait
-    """
-    from jef_daemon.errors import RequestRefused
-    from jef_daemon.messages import decode_workflow_request
-
-    request = {
-        "workflowId": identifier or uuid.uuid4().hex,
-        "workflow": name,
-        "variables": pairs_of(variables or []),
-        "priority": priority,
-    }
-    try:
-        decode_workflow_request(json.dumps(request).encode())
-    except RequestRefused as error:
-        raise SettingsError(error.detail) from None
-    status = asyncio.run(_start(request, wait=wait))
-    if status not in {"", "COMPLETED"}:
-        raise typer.Exit(ExitCode.FAILED)
 
 
 @workflows.command("list")
@@ -83,14 +47,12 @@ def list_(
     """
     from jef_daemon.ledger.workflow_reading import heading
 
-    page, following = _reader().page([each.upper() for each in status or []], workflow, limit, before)
-    for kept in page:
-        state = kept.state
-        if as_json:
+    page, following = _reader().page(statuses_of(status or []), workflow, limit, before)
+    if as_json:
+        for kept in page:
             typer.echo(json.dumps(heading(kept)))
-        else:
-            head = f"{state.workflow_id:<34}{kept.name:<18}{state.status.value:<17}{state.progress:>3}%"
-            typer.echo(f"{head}  {state.message.partition(chr(10))[0]}".rstrip())
+    else:
+        print_columns([("id", "workflow", "status", "%", "began", "took", "message"), *map(_row, page)])
     if following is not None:
         typer.echo(f"more: jef workflows list --before {following}", err=True)
 
@@ -111,32 +73,8 @@ def show(identifier: WorkflowId, as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(json.dumps(told, indent=2))
         return
-    state = kept.state
-    typer.echo(f"{state.workflow_id}  {kept.name} ({kept.revision})  {state.status.value}  {state.progress}%")
-    if state.message:
-        typer.echo(state.message)
-    lasted = (
-        None
-        if state.started_at is None or state.finished_at is None
-        else state.finished_at - state.started_at
-    )
-    typer.echo(f"started {when(state.started_at)}  finished {when(state.finished_at)}  took {took(lasted)}")
-    if told["locks"]:
-        typer.echo("\nLocks")
-    for lock in told["locks"]:
-        held = "not held" if lock["fencingToken"] is None else f"held, number {lock['fencingToken']}"
-        typer.echo(f"  {lock['resource']:<20}{lock['mode']:<11}{held}")
-    typer.echo("\nStages")
-    for stage in told["stages"]:
-        typer.echo(f"  {stage['name']:<20}{stage['status']:<11}{_said(stage)}".rstrip())
-        for job in stage["jobs"]:
-            timed_out = ", TIMED_OUT" if job["timedOut"] else ""
-            typer.echo(f"    {job['executionId'] or '-':<36}{job['status']}{timed_out}")
-    typer.echo("\nVariables")
-    for variable in told["variables"]:
-        typer.echo(
-            f"  {variable['name']:<20}{json.dumps(variable['value']):<40} {variable['setBy']}".rstrip()
-        )
+    for line in _lines(kept, told):
+        typer.echo(line)
 
 
 @workflows.command()
@@ -212,36 +150,64 @@ def _reader() -> WorkflowReader:
     return WorkflowReader(common.settings().ledger)
 
 
+def _row(kept: Kept) -> tuple[str, ...]:
+    state = kept.state
+    return (
+        state.workflow_id,
+        kept.name,
+        state.status.value,
+        str(state.progress),
+        when(state.started_at),
+        took(_lasted(state)),
+        state.message.partition("\n")[0],
+    )
+
+
+def _lasted(state: State) -> float | None:
+    if state.started_at is None or state.finished_at is None:
+        return None
+    return state.finished_at - state.started_at
+
+
+def _lines(kept: Kept, told: Mapping[str, Any]) -> Iterator[str]:
+    state = kept.state
+    yield f"{state.workflow_id}  {kept.name} ({kept.revision})  {state.status.value}  {state.progress}%"
+    if state.message:
+        yield state.message
+    yield (
+        f"started {when(state.started_at)}  finished {when(state.finished_at)}  took {took(_lasted(state))}"
+    )
+    if told["locks"]:
+        yield "\nLocks"
+        yield from columns([_lock(each) for each in told["locks"]], "  ")
+    yield "\nStages"
+    yield from columns([row for stage in told["stages"] for row in _stage_rows(stage)], "  ")
+    if told["variables"]:
+        yield "\nVariables"
+        rows = [(each["name"], short(json.dumps(each["value"])), each["setBy"]) for each in told["variables"]]
+        yield from columns(rows, "  ")
+
+
+def _lock(told: Mapping[str, Any]) -> tuple[str, ...]:
+    token = told["fencingToken"]
+    return told["resource"], told["mode"], "not held" if token is None else f"held, number {token}"
+
+
+def _stage_rows(stage: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    """A stage, and a line for each of its jobs."""
+    yield stage["name"], stage["status"], _said(stage)
+    for job in stage["jobs"]:
+        timed_out = ", TIMED_OUT" if job["timedOut"] else ""
+        item = "" if job["item"] is None else f"item {short(json.dumps(job['item']))}"
+        yield f"  {job['executionId'] or '-'}", f"{job['status']}{timed_out}", item
+
+
 def _said(stage: Mapping[str, Any]) -> str:
     error = stage["error"]
     if error:
         return f"{error['type']}: {error['message']}".partition("\n")[0]
     results = [job["result"] for job in stage["jobs"] if job["result"]]
     return "; ".join(results).partition("\n")[0][:100]
-
-
-async def _start(request: Mapping[str, Any], *, wait: bool) -> str:
-    from jef_daemon.config import broker_url
-    from jef_daemon.names import Names
-    from jef_daemon.rabbitmq import client
-
-    settings = common.settings()
-    url, names, identifier = broker_url(settings), Names(settings.prefix), request["workflowId"]
-    if not wait:
-        await client.start_workflow(url, names, request)
-        typer.echo(identifier)
-        return ""
-    async with client.statuses(url, names, f"{request['workflow']}.#", of_workflows=True) as seen:
-        await client.start_workflow(url, names, request)
-        while True:
-            told = await seen.get()
-            if told.get("workflowId") != identifier:
-                continue
-            typer.echo(
-                f"{told['timestamp']} {identifier} {told['status']} {told['progress']}% {told['message']}".rstrip()
-            )
-            if told["status"] in _ENDS:
-                return str(told["status"])
 
 
 def _command(commands: list[dict[str, Any]]) -> None:
@@ -251,6 +217,10 @@ def _command(commands: list[dict[str, Any]]) -> None:
         if answer.status is not None:
             said = "" if answer.accepted else f"refused: {answer.reason or ''}"
             typer.echo(f"{name:<34}{answer.status:<11}{said}".rstrip())
+    if unknown and not asyncio.run(_is_coordinated()):
+        raise BrokerError(
+            f"no coordinator runs that could know {', '.join(unknown)}; the command waits for one: `jef run`"
+        )
     if unknown:
         raise NotFound(
             f"no coordinator knows {', '.join(unknown)}; `jef workflows list` shows which there are"
@@ -267,3 +237,12 @@ async def _send(commands: list[dict[str, Any]]) -> list[tuple[str, Any]]:
     settings = common.settings()
     sending = client.control(broker_url(settings), Names(settings.prefix), commands, is_coordinated=True)
     return [(str(command["workflowId"]), answer) async for command, answer in sending]
+
+
+async def _is_coordinated() -> bool:
+    from jef_daemon.config import broker_url
+    from jef_daemon.names import Names
+    from jef_daemon.rabbitmq import client
+
+    settings = common.settings()
+    return await client.is_heard(broker_url(settings), Names(settings.prefix).coordinator)

@@ -121,10 +121,12 @@ class Statuses:
 
     Args:
         where: the broker, as it may be shown.
+        of_workflows: those of workflows.
     """
 
-    def __init__(self, where: str) -> None:
+    def __init__(self, where: str, *, of_workflows: bool = False) -> None:
         self._where = where
+        self._shown_by = "workflows go on, `jef workflows list`" if of_workflows else "jobs go on, `jef list`"
         self._seen: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
 
     async def take(self, message: AbstractIncomingMessage) -> None:
@@ -145,13 +147,16 @@ class Statuses:
         told = await self._seen.get()
         if told is None:
             raise BrokerError(
-                f"the broker at {self._where} has closed the connection; jobs go on, `jef list` shows them"
+                f"the broker at {self._where} has closed the connection; {self._shown_by} shows them"
             )
         return told
 
 
-async def start_workflow(url: str, names: Names, request: Mapping[str, Any]) -> None:
+async def start_workflow(url: str, names: Names, request: Mapping[str, Any]) -> bool:
     """Publish a request for a workflow, confirmed.
+
+    Returns:
+        Whether a coordinator runs; without one the request waits for it.
 
     Raises:
         BrokerError: no daemon has ever run with this prefix, or the broker refuses.
@@ -166,6 +171,7 @@ async def start_workflow(url: str, names: Names, request: Mapping[str, Any]) -> 
             # Its own exchange: that a producer may write to it lets it reach no other queue.
             exchange = await channel.get_exchange(names.workflows)
             await exchange.publish(message, "", mandatory=True, timeout=_TIMEOUT_S)
+            return await _consumers(channel, names.workflows) > 0
         except (exceptions.ChannelNotFoundEntity, exceptions.PublishError):
             raise BrokerError(
                 f"nothing takes what is published to {names.workflows}: no daemon with the prefix {names.prefix!r} has "
@@ -173,19 +179,33 @@ async def start_workflow(url: str, names: Names, request: Mapping[str, Any]) -> 
             ) from None
 
 
+async def is_heard(url: str, queue: str) -> bool:
+    """Whether somebody consumes a queue."""
+    async with connected(url) as channel:
+        return await _consumers(channel, queue) > 0
+
+
+async def _consumers(channel: AbstractChannel, queue: str) -> int:
+    try:
+        found = await channel.declare_queue(queue, passive=True)
+    except exceptions.ChannelNotFoundEntity:
+        return 0
+    return int(found.declaration_result.consumer_count or 0)
+
+
 @contextlib.asynccontextmanager
 async def statuses(
-    url: str, names: Names, pattern: str = "#", *, of_workflows: bool = False
+    url: str, names: Names, *patterns: str, of_workflows: bool = False
 ) -> AsyncIterator[Statuses]:
     """Status notifications from now on.
 
     Args:
         url: the broker's.
         names: of exchanges.
-        pattern: routing keys, `<action>.<status>`; `*` and `#` as in AMQP.
+        patterns: routing keys, `<action>.<status>`; `*` and `#` as in AMQP.
         of_workflows: those of workflows, `<workflow>.<status>`.
     """
-    seen = Statuses(masked(url))
+    seen = Statuses(masked(url), of_workflows=of_workflows)
     source = names.workflow_status if of_workflows else names.status
     async with connected(url) as channel:
         try:
@@ -196,7 +216,8 @@ async def statuses(
                 "broker; start one with `jef run`"
             ) from None
         queue = await channel.declare_queue(exclusive=True)
-        await queue.bind(source, pattern)
+        for pattern in patterns:
+            await queue.bind(source, pattern)
         await queue.consume(seen.take, no_ack=True)
         channel.close_callbacks.add(lambda *_: seen.end())
         yield seen
