@@ -199,7 +199,7 @@ def _launched(result: Any) -> Launched:
         raise ResponseRefused(
             f"start returned {type(result).__name__}; return the work's identifier elsewhere, or None"
         )
-    return Launched(external_id=None if result is None else str(result)[:255])
+    return Launched(external_id=None if result is None else well_formed(str(result))[:255])
 
 
 def _polled(result: Any, job: JobInput) -> Event | None:

@@ -392,6 +392,17 @@ async def test_resume_of_a_workflow_ends(life: Life) -> None:
     assert answer == {"accepted": True, "status": None, "reason": "501 of them"}
 
 
+async def test_the_job_of_a_stage_is_left_to_its_coordinator(life: Life) -> None:
+    """Who hears a cancel or a retry of its workflow too, and knows what it means; resumed is what is silent here."""
+    await life.run("1", "f", Launched(), FellSilent(), workflow_id="w", stage="a")
+    await life.command("cancel", workflow_id="w")
+    assert (await life.command("retry", workflow_id="w"))[0]["accepted"] is False
+    assert life.status("1") == "TIMED_OUT (open)"
+    assert await life.arrive("2", workflow_id="w", stage="b") is Accepted.NEW
+    answer, found = await life.command("resume", workflow_id="w")
+    assert (answer["reason"], found.calls) == ("1 of them", True)
+
+
 async def test_retry_of_a_workflow(life: Life) -> None:
     """Those that failed or timed out; the others stay as they are."""
     await life.run("failed", "a", BROKE, workflow_id="w")

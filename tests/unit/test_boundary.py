@@ -15,11 +15,12 @@ from pydantic import BaseModel
 from jef_daemon import (
     ActionExecutor,
     ActionExecutorResponse,
+    AsyncActionExecutor,
     ExecutionContext,
     ExternalFailure,
     notifications,
 )
-from jef_daemon.events import Completed, Event, Failed
+from jef_daemon.events import Completed, Event, Failed, Launched
 from jef_daemon.lifecycle import Execution, Status, apply
 from jef_daemon.messages import MOST_NESTED
 from jef_daemon.run.boundary import JobInput, failed, is_blocking, perform, perform_blocking
@@ -101,6 +102,28 @@ def raising(error: BaseException) -> Does:
 
 def answering(value: object) -> Does:
     return lambda context: value
+
+
+class Starting(AsyncActionExecutor):
+    identifier: object = None
+
+    async def start(self, context: ExecutionContext[Any]) -> Any:
+        return self.identifier
+
+
+@pytest.mark.parametrize(
+    ("identifier", "kept"),
+    [(None, None), ("x-1", "x-1"), (7, "7"), ("x" * 300, "x" * 255), ("caf\udce9.mov", "caf?.mov")],
+)
+def test_what_was_started_elsewhere_has_an_identifier_that_can_be_told(
+    identifier: object, kept: str | None
+) -> None:
+    """A name of a file may hold bytes that are no text: its job would have been RUNNING for ever."""
+    executor = Starting()
+    executor.identifier = identifier
+    outcome = asyncio.run(perform(executor, job(configuration={}), lambda percent, message: None))
+    assert isinstance(outcome, Launched)
+    assert told(outcome).get("externalId") == kept
 
 
 def test_the_seeds_four_fields() -> None:
