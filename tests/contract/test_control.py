@@ -92,6 +92,7 @@ PLACES: dict[str, Callable[[Life], Awaitable[Any]]] = {
     "QUEUED": lambda life: life.arrive("1"),
     "WAITING_FOR_LOCK": _waiting,
     "granted": _granted,
+    "not cancellable yet": lambda life: life.arrive("1", "fixed"),
     "RUNNING": lambda life: life.run("1"),
     "not cancellable": lambda life: life.run("1", "fixed"),
     "being cancelled": _cancelling,
@@ -110,6 +111,7 @@ ANSWERS = """
 QUEUED                 CANCELLED  CANCELLED  -          -
 WAITING_FOR_LOCK       CANCELLED  CANCELLED  -          -
 granted                CANCELLED  CANCELLED  -          -
+not cancellable yet    CANCELLED  CANCELLED  -          -
 RUNNING                RUNNING    CANCELLED  -          -
 not cancellable        -          CANCELLED  -          -
 being cancelled        RUNNING    CANCELLED  -          -
@@ -152,6 +154,7 @@ async def test_every_command_in_every_status(life: Life, place: str, command: st
     else:
         assert (answer["accepted"], answer["status"]) == (True, word)
         assert (await life.told())[-1]["status"] == (before.status if command == "resume" else word)
+        assert not [event for event in life.events("1") if "refused" in event]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -185,7 +188,15 @@ async def test_what_follows_from_a_cancel(life: Life, place: str, stops: int, ca
     _, found = await life.command("cancel", "1", reason="wrong file")
     assert [(stop.actor, stop.reason) for stop in found.stops] == [("operator:ann", "wrong file")] * stops
     assert [call.name for call in await life.ledger.due_calls(9)] == ["cancel"] * calls
-    assert found.left == (["a"] if place == "QUEUED" else [])
+    assert (found.left, found.calls) == (["a"] if place == "QUEUED" else [], bool(calls))
+
+
+@pytest.mark.parametrize("waits", [{"locks": (LOCK,)}, {"not_before": 2e9}])
+async def test_who_waits_for_a_lock_or_a_time_was_in_no_backlog(life: Life, waits: dict[str, Any]) -> None:
+    """It leaves none: another's place in it would be given away."""
+    await life.arrive("1", **waits)
+    _, found = await life.command("cancel", "1")
+    assert (found.left, life.status("1")) == ([], "CANCELLED")
 
 
 async def test_who_cancelled_and_why_is_told_and_kept(life: Life) -> None:
