@@ -38,7 +38,7 @@ _MOST = 500
 """Rows that one step looks at."""
 _NEW_ATTEMPT = (Retried, Interrupted)
 
-_CHANGING = ("attempt", "number", "state", "at", "grants", "place")
+_CHANGING = ("attempt", "number", "locks", "state", "at", "grants", "place")
 
 _INSERT = insert(schema.job_locks)
 _SET = (
@@ -176,6 +176,8 @@ class LockBook:
         row = self.of([owner]).get(owner)
         if row is not None:
             self._release(row)
+            # By other names than before, where it was within another one.
+            row.locks, row.place = json.dumps(locks), None
             self.ask(row)
             self.put([row])
             return

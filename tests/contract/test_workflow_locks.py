@@ -266,6 +266,33 @@ async def test_a_workflow_within_asks_within(ledger: SqlLedger, wire: Wire, stat
     assert await ledger.lock_states("held") == []
 
 
+async def test_a_workflow_within_that_is_retried_by_itself_asks_as_anybody_does(
+    ledger: SqlLedger, wire: Wire, state: Any
+) -> None:
+    """The one around it is over: who holds the resource by now is waited for, and its own grant is told to its jobs."""
+    inner = Definition.model_validate(ALONE).canonical()
+    outer = Definition.model_validate(
+        {**ALONE, "name": "outer", "stages": [{"name": "i", "workflow": "alone"}]}
+    ).canonical()
+    await ledger.coordinating([Begin("w", "outer", {"outer": outer, "alone": inner})])
+    await wire.settle()
+    key = key_of("w:i:1")
+    await ledger.coordinating([ended(f"{key}:a:1", Status.FAILED)])
+    await wire.settle()
+    assert state("w").status is Status.FAILED
+    await ledger.coordinating([begin("other")])
+    await wire.settle()
+    retry = Control.model_validate({"command": "retry", "workflowId": "w:i:1"})
+    await ledger.coordinating([WorkflowCommand(retry)])
+    await wire.settle()
+    assert state("w:i:1").waiting_for["holders"] == ["workflow/other"]
+    await ledger.coordinating([ended("other:a:1")])
+    await wire.settle()
+    [lock] = state("w:i:1").locks
+    assert (lock.name, lock.token) == ("asset/1", 3)
+    assert (await jobs(ledger))[-1] == f"{key}:a:2"
+
+
 async def test_a_workflow_within_hears_that_the_one_around_it_lost_a_lock(
     url: str, clock: ManualClock, state: Any
 ) -> None:
