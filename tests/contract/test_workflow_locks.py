@@ -267,7 +267,7 @@ async def test_a_workflow_within_asks_within(ledger: SqlLedger, wire: Wire, stat
 
 
 async def test_a_workflow_within_that_is_retried_by_itself_asks_as_anybody_does(
-    ledger: SqlLedger, wire: Wire, state: Any
+    ledger: SqlLedger, wire: Wire, clock: ManualClock, state: Any
 ) -> None:
     """The one around it is over: who holds the resource by now is waited for, and its own grant is told to its jobs."""
     inner = Definition.model_validate(ALONE).canonical()
@@ -284,7 +284,10 @@ async def test_a_workflow_within_that_is_retried_by_itself_asks_as_anybody_does(
     await wire.settle()
     retry = Control.model_validate({"command": "retry", "workflowId": "w:i:1"})
     await ledger.coordinating([WorkflowCommand(retry)])
+    await ledger.go_on_locking(clock.time)  # no answer came: asked again
     await wire.settle()
+    asked = [json.loads(each.body)["locks"] for each in wire.requests[-2:]]
+    assert asked == [[{"resource": "asset/1", "mode": "EXCLUSIVE"}]] * 2
     assert state("w:i:1").waiting_for["holders"] == ["workflow/other"]
     await ledger.coordinating([ended("other:a:1")])
     await wire.settle()
