@@ -33,10 +33,10 @@ import aiormq
 import uvloop
 from aiormq import spec
 from aiormq.abc import DeliveredMessage
+from own_broker import own_broker
 from rivals import rivals
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "deploy" / "local"))
 
 _PATIENCE_S = 900
 _LEASE_S = 6 * 86400.0
@@ -434,17 +434,8 @@ def main() -> None:
         options.turns = 2
         for name in ("singles", "operations", "jobs", "held", "waiting"):
             setattr(options, name, getattr(options, name) // 10)
-    if url := os.environ.get("JEF_AMQP_URL"):
-        uvloop.run(measure(url, options))
-        return
-    from broker import PrivateBroker
-
-    folder = Path(tempfile.mkdtemp(prefix="jef-bench-broker-"))
-    broker = PrivateBroker(folder)
-    try:
-        uvloop.run(measure(broker.start(), options))
-    finally:
-        broker.remove()
+    with own_broker() as (broker, _):
+        uvloop.run(measure(broker.url, options))
 
 
 if __name__ == "__main__":

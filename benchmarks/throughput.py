@@ -23,9 +23,9 @@ from pathlib import Path
 import aio_pika
 import psutil
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
+from own_broker import own_broker
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "deploy" / "local"))
 
 _READY_S = 60
 _PATIENCE_S = 300
@@ -291,18 +291,8 @@ def main() -> None:
     )
     parser.add_argument("--latencies", type=int, default=300, help="single jobs timed when idle")
     options = parser.parse_args()
-    if url := os.environ.get("JEF_AMQP_URL"):
-        asyncio.run(compare(url, options))
-        return
-    from broker import PrivateBroker
-
-    folder = Path(tempfile.mkdtemp(prefix="jef-bench-broker-"))
-    broker = PrivateBroker(folder)
-    try:
-        asyncio.run(compare(broker.start(), options))
-    finally:
-        broker.stop()
-        shutil.rmtree(folder, ignore_errors=True)
+    with own_broker() as (broker, _):
+        asyncio.run(compare(broker.url, options))
 
 
 if __name__ == "__main__":

@@ -10,10 +10,7 @@ import argparse
 import asyncio
 import contextlib
 import json
-import os
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +19,7 @@ from typing import Any
 
 import aio_pika
 import psutil
+from own_broker import own_broker
 from sqlalchemy import create_engine, text
 
 from jef_daemon.events import Launched
@@ -31,7 +29,6 @@ from jef_daemon.names import Names
 from jef_daemon.ports import Arrival, Capacity
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "deploy" / "local"))
 
 _AT_ONCE = 1000
 _LONG_S = 86_400.0
@@ -256,20 +253,8 @@ def main() -> None:
         "--idle-s", type=float, default=15.0, help="how long idling is measured (default %(default)s)"
     )
     options = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="jef-bench-watch-"))
-    broker = None
-    try:
-        url = os.environ.get("JEF_AMQP_URL")
-        if not url:
-            from broker import PrivateBroker
-
-            broker = PrivateBroker(folder / "broker")
-            url = broker.start()
-        asyncio.run(Bench(url, folder, options).run())
-    finally:
-        if broker is not None:
-            broker.stop()
-        shutil.rmtree(folder, ignore_errors=True)
+    with own_broker() as (broker, folder):
+        asyncio.run(Bench(broker.url, folder, options).run())
 
 
 if __name__ == "__main__":

@@ -14,19 +14,17 @@ import argparse
 import asyncio
 import json
 import os
-import shutil
 import statistics
 import sys
-import tempfile
 import time
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import aio_pika
+from own_broker import own_broker
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "deploy" / "local"))
 STAGES = 5
 _PATIENCE_S = 300
 
@@ -243,20 +241,8 @@ def main() -> None:
         "--open", type=int, default=0, help="workflows that are open beside them (default: none)"
     )
     options = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="jef-bench-"))
-    try:
-        if url := os.environ.get("JEF_AMQP_URL"):
-            asyncio.run(measure(url, folder, options))
-            return
-        from broker import PrivateBroker
-
-        broker = PrivateBroker(folder / "broker")
-        try:
-            asyncio.run(measure(broker.start(), folder, options))
-        finally:
-            broker.stop()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with own_broker() as (broker, folder):
+        asyncio.run(measure(broker.url, folder, options))
 
 
 if __name__ == "__main__":

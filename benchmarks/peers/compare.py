@@ -35,7 +35,10 @@ import psutil
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-sys.path.insert(0, str(ROOT / "deploy" / "local"))
+sys.path.insert(0, str(HERE.parent))
+
+from own_broker import PrivateBroker, own_broker  # noqa: E402 - beside this folder
+
 PEERS = ROOT / ".jef" / "peers"
 _PATIENCE_S = 300.0
 _STILL_S = 15.0
@@ -286,34 +289,25 @@ def install() -> None:
     done.write_text(lock.read_text())
 
 
-async def compare(options: argparse.Namespace) -> None:
+async def compare(broker: PrivateBroker, options: argparse.Namespace) -> None:
     """All sides in turns, then the table."""
-    from broker import PrivateBroker
-
-    folder = Path(tempfile.mkdtemp(prefix="jef-peers-broker-"))
-    broker = PrivateBroker(folder / "broker")
-    found = {side.name: Found() for side in SIDES}
-    try:
-        url = broker.start()
-        for turn in range(options.rounds):
-            for side in SIDES:
-                for mode in side.modes:
-                    await speed(side, url, mode, options.jobs, found[side.name])
-                    print(
-                        f"round {turn + 1}: {side.name}, {mode}: {found[side.name].rates[mode][-1]:.0f} jobs/s",
-                        flush=True,
-                    )
+    url, found = broker.url, {side.name: Found() for side in SIDES}
+    for turn in range(options.rounds):
         for side in SIDES:
-            await kill(side, url, 400, found[side.name])
-            print(f"killed: {side.name}: {found[side.name].killed}", flush=True)
-        for name, value in (("consumer_timeout", 5000), ("channel_tick_interval", 1000)):
-            broker.ctl("eval", f"application:set_env(rabbit, {name}, {value}).")
-        for side in SIDES:
-            await long(side, url, 15.0, found[side.name])
-            print(f"longer than the broker waits: {side.name}: {found[side.name].long}", flush=True)
-    finally:
-        broker.stop()
-        shutil.rmtree(folder, ignore_errors=True)
+            for mode in side.modes:
+                await speed(side, url, mode, options.jobs, found[side.name])
+                print(
+                    f"round {turn + 1}: {side.name}, {mode}: {found[side.name].rates[mode][-1]:.0f} jobs/s",
+                    flush=True,
+                )
+    for side in SIDES:
+        await kill(side, url, 400, found[side.name])
+        print(f"killed: {side.name}: {found[side.name].killed}", flush=True)
+    for name, value in (("consumer_timeout", 5000), ("channel_tick_interval", 1000)):
+        broker.ctl("eval", f"application:set_env(rabbit, {name}, {value}).")
+    for side in SIDES:
+        await long(side, url, 15.0, found[side.name])
+        print(f"longer than the broker waits: {side.name}: {found[side.name].long}", flush=True)
     print(table(found))
 
 
@@ -354,7 +348,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="turns of each side (default %(default)s)")
     options = parser.parse_args()
     install()
-    asyncio.run(compare(options))
+    with own_broker() as (broker, _):
+        asyncio.run(compare(broker, options))
 
 
 if __name__ == "__main__":
