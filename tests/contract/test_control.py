@@ -211,6 +211,24 @@ async def test_who_cancelled_and_why_is_told_and_kept(life: Life) -> None:
     assert last["cancelRequested"] is True
 
 
+@pytest.mark.parametrize("reason", ["because", ""])
+@pytest.mark.parametrize(
+    ("command", "place", "event", "otherwise"),
+    [
+        ("cancel", "QUEUED", "CancelRequested", "cancelled"),
+        ("retry", "FAILED", "Retried", "retried"),
+        ("resume", "TIMED_OUT (open)", "ResumeAsked", "asked to resume"),
+    ],
+)
+async def test_every_command_is_in_the_history_with_who_and_why(
+    life: Life, command: str, place: str, event: str, otherwise: str, reason: str
+) -> None:
+    await PLACES[place](life)
+    await life.command(command, "1", reason=reason)
+    last = life.history("1")[-1]
+    assert (last.event, last.actor, last.reason) == (event, "operator:ann", reason or otherwise)
+
+
 async def test_force_fences_the_attempt(life: Life) -> None:
     """What its executor says afterwards changes nothing."""
     await life.run("1", "f", Launched())
@@ -280,6 +298,7 @@ async def test_a_remembered_cancel_meets_its_execution_once(life: Life) -> None:
     assert await life.arrive("1") is Accepted.CANCELLED
     last = (await life.told("1"))[-1]
     assert (last["status"], last["message"]) == ("CANCELLED", "too late")
+    assert life.events("1")[-1] == "CancelRequested by operator:ann"
     assert life.rows("tombstones") == []
     assert await life.claim() == []
 
@@ -416,7 +435,9 @@ async def test_the_job_of_a_stage_is_left_to_its_coordinator(life: Life) -> None
 
 async def test_retry_of_a_workflow(life: Life) -> None:
     """Those that failed or timed out; the others stay as they are."""
-    await life.run("failed", "a", BROKE, workflow_id="w")
+    await life.run("failed", "a", workflow_id="w")
+    await life.command("cancel", "failed")  # what was wanted then does not count now
+    await life.apply("failed", BROKE)
     await life.run("silent", "f", Launched(), FellSilent(), workflow_id="w")
     await life.run("done", "a", Completed(), workflow_id="w")
     answer, found = await life.command("retry", workflow_id="w")

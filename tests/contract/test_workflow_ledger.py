@@ -227,8 +227,11 @@ async def test_a_cancel_that_came_first_is_applied_and_keeps_its_words(ledger: S
 async def test_the_coordinator_answers_for_its_workflow(ledger: SqlLedger, url: str) -> None:
     """The command is told to both, but what to resume only the ledger knows; and no cancel is left for later."""
     await ledger.coordinating([begin("w")])
-    for command, answers in (("cancel", 0), ("retry", 0), ("resume", 1)):
-        control = Control.model_validate({"command": command, "workflowId": "w"})
+    for command, name, answers in (
+        *(("cancel", "w", 0), ("retry", "w", 0), ("resume", "w", 1)),
+        ("retry", "a producer's own", 1),
+    ):
+        control = Control.model_validate({"command": command, "workflowId": name})
         assert len((await ledger.commanding([Command(control)])).answers) == answers
     with open_engine(url).connect() as connection:
         assert connection.execute(text("SELECT count(*) FROM tombstones")).scalar() == 0
