@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import graphlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -108,7 +109,8 @@ def plan(definition: Definition) -> Plan:
         conditions[name] = expression(stage.when) if isinstance(stage.when, str) else stage.when
         if stage.for_each is not None:
             lists[name] = expression(stage.for_each) if isinstance(stage.for_each, str) else stage.for_each
-    after = {name: frozenset(other for other in stages if name in _before(other, needs)) for name in stages}
+    before = _before(needs)
+    after = {name: frozenset(other for other in stages if name in before[other]) for name in stages}
     return Plan(definition, stages, needs, after, conditions, lists)
 
 
@@ -160,9 +162,10 @@ def _flaws(definition: Definition) -> Iterator[Flaw]:
         yield Flaw(("stages", number, "needs"), f"a circle: {said}; take one of them out")
         return
     yield from _value_flaws(definition)
-    yield from _goto_flaws(definition, needs)
+    before = _before(needs)
+    yield from _goto_flaws(definition, before)
     yield from _lock_flaws(definition)
-    yield from _expression_flaws(definition, needs)
+    yield from _expression_flaws(definition, before)
 
 
 def _name_flaws(definition: Definition) -> Iterator[Flaw]:
@@ -199,7 +202,7 @@ def _value_flaws(definition: Definition) -> Iterator[Flaw]:
             yield Flaw(where, str(error))
 
 
-def _goto_flaws(definition: Definition, needs: Mapping[str, list[str]]) -> Iterator[Flaw]:
+def _goto_flaws(definition: Definition, before: Mapping[str, set[str]]) -> Iterator[Flaw]:
     known = {stage.name for stage in definition.stages if not stage.always}
     for number, stage in enumerate(definition.stages):
         goto, at = stage.goto, ("stages", number, "onFailure")
@@ -207,7 +210,7 @@ def _goto_flaws(definition: Definition, needs: Mapping[str, list[str]]) -> Itera
             continue
         if goto not in known:
             yield Flaw(at, f"there is no stage {goto!r}{_like(goto, known)}")
-        elif stage.name not in _before(goto, needs):
+        elif stage.name not in before[goto]:
             yield Flaw(
                 at,
                 f"{goto!r} does not come after {stage.name!r}; let it need {stage.name!r}, or one that does",
@@ -228,7 +231,7 @@ def _lock_flaws(definition: Definition) -> Iterator[Flaw]:
                 yield Flaw(("stages", number, "locks", which), f"{said}: {remedy}")
 
 
-def _expression_flaws(definition: Definition, needs: Mapping[str, list[str]]) -> Iterator[Flaw]:
+def _expression_flaws(definition: Definition, all_before: Mapping[str, set[str]]) -> Iterator[Flaw]:
     declared = {*definition.variables, *definition.required}
     ordinary = {stage.name for stage in definition.stages if not stage.always}
     for where, text, is_bare in texts(definition):
@@ -236,7 +239,7 @@ def _expression_flaws(definition: Definition, needs: Mapping[str, list[str]]) ->
         before: set[str] = set()
         if where[0] == "stages":
             stage = definition.stages[int(where[1])]
-            before = ordinary if stage.always else _before(stage.name, needs)
+            before = ordinary if stage.always else all_before[stage.name]
             has_item = stage.for_each is not None and where[2] not in {"when", "forEach"}
             roots = ROOTS + (ITEM_ROOTS if has_item else ())
         try:
@@ -295,27 +298,22 @@ def _needs(definition: Definition) -> dict[str, list[str]]:
     return found
 
 
-def _before(name: str, needs: Mapping[str, Iterable[str]]) -> set[str]:
-    """All that must have passed before a stage, near and far."""
-    found: set[str] = set()
-    waiting = list(needs.get(name, ()))
-    while waiting:
-        each = waiting.pop()
-        if each not in found:
-            found.add(each)
-            waiting += needs.get(each, ())
+def _before(needs: Mapping[str, Iterable[str]]) -> dict[str, set[str]]:
+    """Of each stage all that must have passed before it, near and far; there is no circle."""
+    found: dict[str, set[str]] = {}
+    for name in graphlib.TopologicalSorter(needs).static_order():
+        near = needs.get(name, ())
+        found[name] = set(near).union(*(found[each] for each in near))
     return found
 
 
 def _circle(needs: Mapping[str, list[str]]) -> list[str]:
-    """Stages that wait for one another; empty: none do."""
-    for name in needs:
-        path, here = [name], name
-        if name not in _before(name, needs):
-            continue
-        while True:
-            here = next(need for need in needs[here] if need == name or name in _before(need, needs))
-            if here == name:
-                return path
-            path.append(here)
+    """Stages that wait for one another, from the first of the file on; empty: none do."""
+    try:
+        graphlib.TopologicalSorter(needs).prepare()
+    except graphlib.CycleError as error:
+        circle = error.args[1][:0:-1]  # each is needed by the next; the first stands at the end again
+        names = list(needs)
+        first = circle.index(min(circle, key=names.index))
+        return [*circle[first:], *circle[:first]]
     return []

@@ -6,7 +6,6 @@ import json
 import re
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import jsonschema  # type: ignore[import-untyped]  # check-jsonschema brings it, without its types
 import pytest
@@ -15,7 +14,6 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict
 from ruamel.yaml import YAML
 
-from jef_daemon.workflow import drawing
 from jef_daemon.workflow.definition import Definition, json_schema
 from jef_daemon.workflow.expressions import FILTERS, TESTS, ExpressionError, expression, render, template
 from jef_daemon.workflow.fitting import flaws
@@ -477,28 +475,7 @@ def test_a_key_that_an_action_does_not_know_names_the_nearest() -> None:
     assert [flaw.said for flaw in flaws(definition, {"x": Model}, {})] == [said]
 
 
-# --- pictures and schema ---------------------------------------------------------------------------------
-
-
-def test_the_pictures_show_every_stage(tmp_path: Path) -> None:
-    plan = load(written(tmp_path, EXAMPLE, "ingest")).plan
-    lines = drawing.text(plan).splitlines()
-    assert len(lines) == 1 + len(plan.stages)
-    held = load(written(tmp_path, EXAMPLES[1], "replace")).plan
-    line = "  holds asset/{{ workflow.asset }} EXCLUSIVE, from its beginning to its end"
-    assert drawing.text(held).splitlines()[1] == line
-    other = load(
-        written(tmp_path, STAGE + "{name: b, action: x}\n- {name: z, action: x, always: true}", "w")
-    ).plan
-    assert drawing.text(other).splitlines()[-1].split() == ["z", "x", "at", "the", "end"]
-    jumping = "name: w\nstages: [{name: a, action: x, onFailure: goto c}, {name: b, action: x}, {name: c, action: x}]"
-    assert "  s_a -. failed .-> s_c" in drawing.mermaid(load(written(tmp_path, jumping)).plan).splitlines()
-    assert "after proxy, sums  [forEach, 2 at once; when workflow.duration > 1]" in drawing.text(plan)
-    assert "  s_proxy --> s_thumbnails" in drawing.mermaid(plan).splitlines()
-    picture = ElementTree.fromstring(drawing.svg(plan))
-    boxes = picture.findall(".//{http://www.w3.org/2000/svg}rect")
-    places = {(box.get("x"), box.get("y")) for box in boxes}
-    assert len(boxes) == len(places) == len(plan.stages)
+# --- schema ----------------------------------------------------------------------------------------------
 
 
 def test_the_schema_takes_the_examples_and_refuses_mistakes() -> None:
