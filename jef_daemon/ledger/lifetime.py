@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-from sqlalchemy import delete, select
+from sqlalchemy import ColumnElement, delete, select
 
 from jef_daemon.events import Event, Failed, Interrupted
 from jef_daemon.ledger import rows, schema
 from jef_daemon.ledger.lock_store import purge_history
 from jef_daemon.ledger.transaction import Transaction
-from jef_daemon.lifecycle import FINAL, UNSTARTED, Execution
+from jef_daemon.lifecycle import FINAL, UNSTARTED, Execution, Status
 from jef_daemon.tokens import new_token
 from jef_daemon.workflow.state import lock_owner
 
@@ -73,9 +73,8 @@ def hand_back(transaction: Transaction, actions: Collection[str] | None = None, 
 
 def purge(transaction: Transaction, before: float, most: int) -> int:
     """Delete executions that finished (or were handed back) before an instant. Returns how many."""
-    finished = _EX.status.in_([status.value for status in FINAL])
     given_back = _EX.handed_back.is_(True) & _EX.status.in_(_UNSTARTED)
-    old = (finished & (_EX.finished_at < before)) | (given_back & (_EX.updated_at < before))
+    old = finished_before(before) | (given_back & (_EX.updated_at < before))
     ids = transaction.connection.scalars(select(_EX.execution_id).where(old).limit(most)).all()
     tables = (
         *(schema.requests, schema.outcomes, schema.history, schema.job_locks),
@@ -85,6 +84,12 @@ def purge(transaction: Transaction, before: float, most: int) -> int:
         if ids:
             transaction.connection.execute(delete(table).where(table.c.execution_id.in_(ids)))
     return len(ids)
+
+
+def finished_before(before: float) -> ColumnElement[bool]:
+    """Which executions are over since then; one that is TIMED_OUT is not as long as a late update may come."""
+    is_over = (_EX.status != Status.TIMED_OUT.value) | _EX.fenced
+    return _EX.status.in_([status.value for status in FINAL]) & is_over & (_EX.finished_at < before)
 
 
 def purge_locks(transaction: Transaction, before: float, most: int) -> int:

@@ -11,11 +11,10 @@ from sqlalchemy.exc import DBAPIError
 
 from jef_daemon.errors import LedgerUnavailable
 from jef_daemon.ledger import schema
-from jef_daemon.ledger.lifetime import purge, purge_workflows
+from jef_daemon.ledger.lifetime import finished_before, purge, purge_workflows
 from jef_daemon.ledger.opening import existing, explain, open_engine
 from jef_daemon.ledger.terms import Terms
 from jef_daemon.ledger.transaction import Transaction
-from jef_daemon.lifecycle import FINAL
 
 _STEP = 500
 _PAUSE_S = 0.02
@@ -57,9 +56,8 @@ def count_finished(ledger_url: str, before: float) -> Finished:
 
 
 def _count(connection: Connection, before: float) -> Finished:
-    columns, ended = schema.executions.c, schema.workflows.c.finished_at
-    finished = columns.status.in_([status.value for status in FINAL]) & (columns.finished_at < before)
-    executions = select(func.count()).select_from(schema.executions).where(finished)
+    ended = schema.workflows.c.finished_at
+    executions = select(func.count()).select_from(schema.executions).where(finished_before(before))
     workflows = select(func.count()).select_from(schema.workflows).where(ended < before)
     return Finished(connection.scalar(executions) or 0, connection.scalar(workflows) or 0)
 

@@ -13,6 +13,7 @@ from sqlalchemy import create_engine, text
 
 from jef_daemon.events import Completed, Failed, Launched, Progressed
 from jef_daemon.ledger import Policy, Reader, SqlLedger
+from jef_daemon.ledger.purging import count_finished
 from jef_daemon.lifecycle import Execution
 from jef_daemon.lock.messages import LockReply
 from jef_daemon.messages import Update, timestamp
@@ -225,6 +226,19 @@ async def test_the_grace_ends_in_its_time_also_after_a_restart(url: str, clock: 
             "watcher",
             "no update within 60 s after the time-out",
         )
+
+
+async def test_what_is_open_to_late_updates_is_not_purged(
+    ledger: SqlLedger, clock: ManualClock, url: str
+) -> None:
+    """However short records are kept: its work may go on, and its locks are held for it."""
+    await outside(ledger, timeout_grace_s=60)
+    clock.time += 11
+    await flag(ledger, clock)
+    clock.time += 60
+    assert (count_finished(url, clock.time).executions, await ledger.purge(clock.time, 9)) == (0, 0)
+    await run_out(ledger, clock)
+    assert (count_finished(url, clock.time).executions, await ledger.purge(clock.time, 9)) == (1, 1)
 
 
 async def test_a_late_update_ends_the_grace(ledger: SqlLedger, clock: ManualClock, url: str) -> None:
