@@ -281,6 +281,86 @@ async def test_an_answer_about_nobody_we_know_changes_nothing(ledger: SqlLedger,
     assert (wire_.requests, wire_.told) == ([], [])
 
 
+async def test_what_becomes_of_locks_is_in_the_history(
+    ledger: SqlLedger, clock: ManualClock, url: str
+) -> None:
+    """In the name of the lock service, with the numbers of what is granted and why it is gone."""
+    await ledger.accept([arrival()])
+    await ledger.hearing([waiting()])
+    await ledger.hearing([granted(clock)])
+    await ledger.hearing([answer("REVOKED", lost=["asset/1"], reason="stuck")])
+    await ledger.hearing([answer("REFUSED", number=2, reason="no")])
+    entries = Reader(url).history("1")[1:]
+    assert {entry.actor for entry in entries} == {"locks"}
+    assert [(entry.event, entry.reason) for entry in entries] == [
+        *(("LockAwaited", ""), ("LockGranted", ""), ("LockLost", "asset/1: stuck; asked for again")),
+        *(("Started", ""), ("Failed", "")),
+    ]
+    assert entries[1].detail == {"grants": [["asset/1", "EXCLUSIVE", 7]]}
+
+
+async def test_of_several_locks_the_first_lease_that_ends_counts(
+    ledger: SqlLedger, clock: ManualClock, url: str
+) -> None:
+    """So long a job may wait for its slot."""
+    await ledger.accept([arrival(locks=XY)])
+    grants = [
+        {"resource": each, "mode": mode, "fencingToken": 1, "leaseUntil": timestamp(clock.time + lease_s)}
+        for (each, mode), lease_s in zip(XY, (90, 60), strict=True)
+    ]
+    await ledger.hearing([answer("GRANTED", grants=grants)])
+    assert row(url).at == clock.time + 60 - TIMES.margin_s
+
+
+async def test_whose_grant_is_taken_away_waits_for_locks_again(
+    ledger: SqlLedger, clock: ManualClock, url: str
+) -> None:
+    """By the clock of that wait, from now on; not by that of the wait for a slot."""
+    await ledger.accept([arrival(lock_timeout_s=40.0, queue_timeout_s=5.0)])
+    await ledger.hearing([granted(clock)])
+    assert Reader(url).find("1").due_at == clock.time + 5
+    clock.time += 3
+    await ledger.hearing([answer("EXPIRED", lost=["asset/1"])])
+    assert Reader(url).find("1").due_at == clock.time + 40
+
+
+@pytest.mark.parametrize("is_failure", [True, False])
+async def test_work_outside_that_lost_its_locks_fails_where_that_is_wanted(
+    url: str, clock: ManualClock, is_failure: bool
+) -> None:
+    """Else it is told in the history only, and goes on."""
+    async with SqlLedger(url, NAMES, clock, lock_times=TIMES, lost_locks_fail=is_failure) as ledger:
+        await ledger.accept([arrival()])
+        await ledger.hearing([granted(clock)])
+        await ledger.claim(capacity())
+        await ledger.apply("1", 1, [Launched()])
+        assert await ledger.hearing([answer("REVOKED", lost=["asset/1"], reason="stuck")]) == []
+        await ledger.go_on_locking(0)
+        lost = [(entry.event, entry.reason) for entry in Reader(url).history("1")[-2:]]
+        assert (("LockLost", "asset/1: stuck") in lost) is True
+        assert Reader(url).find("1").status is (Status.FAILED if is_failure else Status.RUNNING)
+
+
+async def test_who_asks_again_says_where_it_stands(
+    ledger: SqlLedger, clock: ManualClock, wire_: Wire
+) -> None:
+    """First in the queue behind itself, where another daemon has the same job; first, where no slot came free."""
+    await ledger.accept([arrival()])
+    await ledger.hearing([answer("REFUSED", code="elsewhere", reason="elsewhere")])
+    await wire_.carry()
+    place = {"resource": "asset/1", "mode": "EXCLUSIVE", "position": 1}
+    assert wire_.told[-1]["waitingFor"] == {**place, "holders": ["1"]}
+    assert wire_.told[-1]["message"] == "another daemon has the same execution, with its locks"
+    clock.time += 3
+    await ledger.go_on_locking(0)
+    await ledger.hearing([granted(clock)])
+    clock.time += 30
+    assert await ledger.go_on_locking(0) == 1
+    await wire_.carry()
+    assert wire_.told[-1]["waitingFor"] == {**place, "holders": []}
+    assert "no slot came free within 30 s" in wire_.told[-1]["message"]
+
+
 async def test_a_grant_of_nothing_changes_nothing(ledger: SqlLedger, clock: ManualClock, url: str) -> None:
     """Whoever may publish can forge it; it must not end the role, and come again after each start."""
     await ledger.accept([arrival()])

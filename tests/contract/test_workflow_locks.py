@@ -175,6 +175,21 @@ async def test_a_lock_of_two_that_is_taken_away_gives_the_other_back(
     assert state("w").status is Status.FAILED
 
 
+async def test_what_can_never_be_granted_fails_the_workflow(
+    ledger: SqlLedger, wire: Wire, state: Any
+) -> None:
+    """With the service's sentence; nothing of it was begun, and nothing is held."""
+    await ledger.coordinating([begin("w")])
+    reply = LockReply(
+        status="REFUSED", owner="workflow/w", code="limit", reason="70 resources; the limit is 64"
+    )
+    await ledger.hearing([Heard(reply, "workflow/w#000000001")])
+    assert (state("w").status, state("w").message) == (
+        *(Status.FAILED, "LockRefused: 70 resources; the limit is 64"),
+    )
+    assert (await jobs(ledger), await ledger.lock_states("released")) == ([], ["workflow/w"])
+
+
 async def test_whatever_is_said_of_a_loss_the_jobs_are_stopped(ledger: SqlLedger, wire: Wire) -> None:
     """A command whose reason is too long would be refused, and the job would run on without its lock."""
     await ledger.coordinating([begin("w")])
