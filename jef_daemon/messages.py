@@ -322,7 +322,7 @@ def is_nested_deeper(encoded: bytes, most: int) -> bool:
 
 _TEXT = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _BRACKET = re.compile(rb"[\[\]{}]")
-_MAYBE_INFINITE = re.compile(rb"[\s:,\[]-?\d(?:[\d.]*[eE]\+?\d{3}|\d{308})")
+_MAYBE_INFINITE = re.compile(rb"[\s:,\[]-?\d(?:[\d.]*[eE]\+?\d{3}|[\d.]{200})")
 """Numbers that may be too large for a float, and texts that look like them."""
 
 

@@ -23,6 +23,8 @@ from jef_daemon.messages import MOST_NESTED
 
 MOST_CHARACTERS = 1024 * 1024
 """Longest text that an expression may make."""
+_BEYOND = 10**4300
+"""No reader of ours, nor Python's own, takes a whole number with more digits than 4300."""
 _WHOLE = re.compile(r"\s*\{\{-?(.*?)-?\}\}\s*", re.DOTALL)
 
 Path = tuple[str, ...]
@@ -140,13 +142,11 @@ def plain(value: Any, levels: int = MOST_NESTED) -> Any:
     """A value as JSON that every reader can take, whatever filters made of it.
 
     Raises:
-        ExpressionError: it is none: not there, infinite, nested too deep.
+        ExpressionError: it is none: not there, infinite, nested too deep, half a character.
     """
-    if value is None or isinstance(value, str | int):
-        return value
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise ExpressionError("a number is too large, or none at all")
+    if value is None or isinstance(value, str | int | float):
+        if said := _wrong(value):
+            raise ExpressionError(said)
         return value
     if isinstance(value, Undefined):
         value._fail_with_undefined_error()  # noqa: SLF001  the library's own words
@@ -160,6 +160,19 @@ def plain(value: Any, levels: int = MOST_NESTED) -> Any:
     if isinstance(value, list | tuple | Iterator):
         return [plain(inner, levels - 1) for inner in value]
     raise ExpressionError(f"{type(value).__name__} is nothing that a variable can be")
+
+
+def _wrong(value: Any) -> str:
+    """Why a reader would not take a text or a number; empty: it would."""
+    if isinstance(value, float):
+        return "" if math.isfinite(value) else "a number is too large, or none at all"
+    if isinstance(value, int):
+        return "" if -_BEYOND < value < _BEYOND else "a number is too large: it has more than 4300 digits"
+    try:
+        str(value).encode()
+    except UnicodeEncodeError:
+        return "a text holds half a character"
+    return ""
 
 
 def _kind(value: Any) -> str:
@@ -258,14 +271,16 @@ def _parsed(text: str) -> nodes.Template:
         raise ExpressionError(f"{text.strip()}: {said}") from None
     except RecursionError:
         raise ExpressionError("it is nested too deeply") from None
+    except ValueError:  # Python's own, of a number with too many digits
+        raise ExpressionError(f"{text.strip()[:100]}: a number is too large") from None
     for node in (tree, *tree.find_all(nodes.Node)):
         _refuse(text, node)
     return tree
 
 
 def _refuse(text: str, node: nodes.Node) -> None:
-    if isinstance(node, nodes.Const) and isinstance(node.value, float) and not math.isfinite(node.value):
-        raise ExpressionError(f"{text.strip()}: a number is too large")
+    if isinstance(node, nodes.Const) and (said := _wrong(node.value)):
+        raise ExpressionError(f"{text.strip()[:100]}: {said}")
     if isinstance(node, nodes.Filter) and node.name not in FILTERS:
         raise ExpressionError(f"{text.strip()}: no filter {node.name!r}; one of {', '.join(FILTERS)}")
     if isinstance(node, nodes.Test) and node.name not in TESTS:

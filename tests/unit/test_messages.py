@@ -183,7 +183,16 @@ def test_not_json(body: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "number", ["1e999", "-1E+400", "1.5e309", f"1{'0' * 310}.0", f"[1, [-{'9' * 400}.5]]"]
+    "number",
+    [
+        "1e999",
+        "-1E+400",
+        "1.5e309",
+        f"1{'0' * 310}.0",
+        f"[1, [-{'9' * 400}.5]]",
+        f"1{'0' * 215}e99",
+        f"9{'0' * 305}.0e3",
+    ],
 )
 def test_a_number_that_is_infinite_to_most_readers_is_not_json(number: str) -> None:
     """They would be told of `Infinity`, which is no JSON."""

@@ -221,6 +221,14 @@ def test_what_nests_too_deep_is_no_request_and_no_variable() -> None:
     assert course.state.message == "stage a: VariablesTooLong: they nest deeper than 100 levels"
 
 
+def test_an_item_that_nobody_could_read_again_is_none() -> None:
+    """It is kept with the workflow: one number in it that no reader takes, and all of it is lost."""
+    course = Course({"name": "a"}, {"name": "b", "forEach": "[job.x * job.x]"})
+    course.end("a:1", job_variables={"x": 10**4000})
+    assert course.state.message.endswith("a number is too large: it has more than 4300 digits")
+    assert decode(encode(course.state)) == course.state
+
+
 def test_an_expression_without_a_value_fails_its_stage() -> None:
     course = Course({"name": "a"}, {"name": "b", "configuration": {"x": "{{ job.size }}"}})
     course.end("a:1")
