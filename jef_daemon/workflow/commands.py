@@ -48,6 +48,7 @@ def give_in(step: Step, event: Broken) -> None:
     state = step.state
     if state.status in FINAL:
         raise Refused(f"it is {state.status} already")
+    holding.forsake(step, event.reason)
     for name, spec in step.plan.stages.items():
         stage = state.stages[name]
         for index, run in enumerate(stage.runs):

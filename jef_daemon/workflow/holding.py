@@ -53,11 +53,15 @@ def ask(step: Step) -> None:
     state.status = Status.WAITING_FOR_LOCK
     timeout = step.plan.definition.lock_timeout
     state.due_at = None if timeout is None else step.now + timeout
-    names = ", ".join(f"{held.resource} {held.mode}" for held in state.locks)
-    state.message = f"asks for {names}"
+    return _send(step)
+
+
+def _send(step: Step) -> None:
+    locks = step.state.locks
+    names = ", ".join(f"{held.resource} {held.mode}" for held in locks)
+    step.state.message = f"asks for {names}"
     step.note("LocksAsked", reason=names)
-    step.effects.append(AskLocks(tuple((held.name, held.mode) for held in state.locks)))
-    return None
+    step.effects.append(AskLocks(tuple((held.name, held.mode) for held in locks)))
 
 
 def awaited(step: Step, event: LocksAwaited) -> None:
@@ -110,6 +114,8 @@ def lost(step: Step, event: LocksLost) -> None:
         _tell_within(step, gone, reason)
         return
     step.fail("LockLost", event.reason, event.actor)
+    # Before they are cancelled: what cleans up there begins at once, and is not to rely on them either.
+    _tell_within(step, gone, event.reason)
     for name, spec in step.plan.stages.items():
         for index, each in enumerate(state.stages[name].runs):
             if each.phase is Phase.RUNNING and not spec.always:
@@ -117,18 +123,30 @@ def lost(step: Step, event: LocksLost) -> None:
 
 
 def lost_around(step: Step, event: LocksLostAround) -> None:
-    """Rely on them no more; what was asked for within them keeps nobody else out either."""
+    """Rely on them no more. What was asked for within them keeps nobody else out either: who waits still asks anew."""
     state = step.state
     relied = [held for held in state.around if held.within in event.names]
     if state.status in FINAL or not relied:
         raise Refused("it relies on none of them")
     state.around = [held for held in state.around if held.within not in event.names]
-    inner = [held for held in state.locks if held.name in event.names and held.token is not None]
-    for held in inner:
-        held.token = None
     names = ", ".join(held.resource for held in relied)
     step.note("LocksLost", actor=event.actor, reason=f"{names}, held around it: {event.reason}")
-    _tell_within(step, event.names.union(held.within for held in inner), event.reason)
+    inner = [held for held in state.locks if held.name in event.names]
+    if inner and state.status is Status.WAITING_FOR_LOCK:
+        for held in inner:
+            held.name = _within(state, state.around, held.resource, held.mode)
+        state.waiting_for = None
+        return _send(step)
+    gone = [held.within for held in inner if held.token is not None]
+    for held in inner:
+        held.token = None
+    return _tell_within(step, event.names.union(gone), event.reason)
+
+
+def forsake(step: Step, reason: str) -> None:
+    """It ends before the workflows within it have: nobody keeps for them what is held around them."""
+    state = step.state
+    _tell_within(step, frozenset(held.within for held in (*state.locks, *state.around)), reason)
 
 
 def _tell_within(step: Step, names: frozenset[str], reason: str) -> None:

@@ -333,3 +333,45 @@ async def test_a_workflow_within_hears_that_the_one_around_it_lost_a_lock(
         [asked] = [json.loads(each.body) for each in outbox if each.exchange == NAMES.jobs][1:]
         assert asked["locks"] == [{"resource": "asset/1", "mode": "EXCLUSIVE"}]
         assert "workflowLocks" not in asked
+
+
+async def test_what_cleans_up_within_a_workflow_that_lost_a_lock_asks_as_anybody_does(
+    ledger: SqlLedger, wire: Wire
+) -> None:
+    """Who has the resource by then would find it at work."""
+    clean = {"name": "z", "action": "x", "always": True, "locks": [{"resource": "asset/1"}]}
+    spelled = {"name": "inner", "stages": [{"name": "a", "action": "x"}, clean]}
+    inner = Definition.model_validate(spelled).canonical()
+    around = {**ALONE, "name": "outer", "stages": [{"name": "i", "workflow": "inner"}]}
+    outer = Definition.model_validate(around).canonical()
+    await ledger.coordinating([Begin("w", "outer", {"outer": outer, "inner": inner})])
+    await wire.settle()
+    await ledger.deciding([ForceRelease(resource="asset/1", owner=None, reason="stuck", by="ops")])
+    await wire.settle()
+    await ledger.coordinating([ended(f"{key_of('w:i:1')}:a:1", Status.CANCELLED)])
+    outbox = await ledger.outbox(0, 10_000)
+    asked = [json.loads(each.body) for each in outbox if each.exchange == NAMES.jobs][-1]
+    assert asked["stage"] == "z"
+    assert asked["locks"] == [{"resource": "asset/1", "mode": "EXCLUSIVE"}]
+    assert "workflowLocks" not in asked
+
+
+async def test_a_workflow_that_waits_within_one_that_lost_the_lock_waits_as_anybody_does(
+    url: str, clock: ManualClock, state: Any
+) -> None:
+    inner = Definition.model_validate(ALONE).canonical()
+    stages = [{"name": "i", "workflow": "alone", "forEach": [1, 2]}]
+    outer = Definition.model_validate({**ALONE, "name": "outer", "stages": stages}).canonical()
+    async with SqlLedger(url, NAMES, clock, lost_locks_fail=False) as ledger:
+        await ledger.coordinating([Begin("w", "outer", {"outer": outer, "alone": inner})])
+        wire = Wire(ledger)
+        await wire.settle()
+        assert state("w:i.1:1").waiting_for["resource"] == "workflow/w/asset/1"
+        await ledger.deciding([ForceRelease(resource="asset/1", owner=None, reason="stuck", by="ops")])
+        await ledger.coordinating([begin("other")])
+        await wire.settle()
+        assert state("w:i.1:1").waiting_for["holders"] == ["workflow/other"]
+        await ledger.coordinating([ended("other:a:1")])
+        await wire.settle()
+        [lock] = state("w:i.1:1").locks
+        assert (lock.name, lock.token) == ("asset/1", 3)

@@ -320,6 +320,47 @@ def test_what_was_asked_for_within_a_lost_lock_is_lost_to_those_within_it() -> N
         inner.do(events.LocksLostAround(names=told.names, reason=GONE))
 
 
+def test_a_workflow_within_that_waits_asks_anew_for_what_is_lost_around_it() -> None:
+    """Granted within what is lost, it would hold nothing that keeps others out."""
+    around = (Holding("asset/42", Mode.EXCLUSIVE, "asset/42", "workflow/outer/asset/42", 33),)
+    inner = Course({"name": "a", "locks": [{"resource": "asset/42"}]}, around=around, **ASSET)
+    place = {"resource": "workflow/outer/asset/42", "mode": "EXCLUSIVE", "position": 1, "holders": ["x"]}
+    inner.do(events.LocksAwaited(place=place))
+    lost = events.LocksLostAround(names=frozenset({"workflow/outer/asset/42"}), reason=GONE)
+    [asked] = of(events.AskLocks, inner.do(lost))
+    assert asked.locks == (("asset/42", Mode.EXCLUSIVE),)
+    assert (inner.state.waiting_for, inner.state.message) == (None, "asks for asset/42 EXCLUSIVE")
+    inner.do(events.LocksGranted(tokens={"asset/42": 34}))
+    assert stage_locks(inner, "a:1") == [("workflow/w/asset/42", "EXCLUSIVE")]
+    told = {"resource": "asset/42", "mode": "EXCLUSIVE", "fencingToken": 34}
+    assert inner.request("a:1")["workflowLocks"] == [told]
+
+
+def test_workflows_within_hear_of_a_loss_before_they_are_cancelled_for_it() -> None:
+    """What cleans up in them begins with the cancel."""
+    course = Course(*({"name": name, "workflow": name, "needs": []} for name in ("i", "j")), **ASSET)
+    course.do(GRANTED)
+    lost = course.do(events.LocksLost(reason=GONE))
+    told = [events.TellLost(f"w:{name}:1", frozenset({"workflow/w/asset/42"}), GONE) for name in ("i", "j")]
+    assert of(events.TellLost, lost) == told
+    assert [type(each) for each in lost if not isinstance(each, events.Noted)] == [
+        *(events.TellLost, events.TellLost),
+        *(events.CancelJob, events.CancelJob),
+    ]
+
+
+def test_workflows_within_one_that_gives_in_rely_on_nothing_around_them() -> None:
+    """It gives its locks back while they are being stopped."""
+    outer = Holding("b", Mode.SHARED, "b", "workflow/outer/b", 7)
+    course = Course({"name": "i", "workflow": "other"}, around=(outer,), **ASSET)
+    course.do(GRANTED)
+    effects = course.do(events.Broken(reason="a fault"))
+    [told] = of(events.TellLost, effects)
+    assert told.names == {"workflow/w/asset/42", "workflow/outer/b"}
+    kinds = [type(each) for each in effects if not isinstance(each, events.Noted)]
+    assert kinds == [events.TellLost, events.CancelJob, events.ReleaseLocks]
+
+
 def test_a_workflow_within_that_is_retried_stands_alone() -> None:
     """The one around it went on without it, and may have given its locks back by now."""
     around = (Holding("asset/42", Mode.EXCLUSIVE, "asset/42", "workflow/outer/asset/42", 33),)
