@@ -205,7 +205,8 @@ class Control(Wire):
     by: Name = Field(default="operator", description="Who asks: told and kept.")
     configuration: dict[str, Variables] = Field(
         default_factory=dict,
-        description="retry of a workflow: by stage, values that take the place of those in its configuration.",
+        description="retry of a workflow: by stage, values that take the place of those in its configuration; null: as "
+        "before an earlier retry changed it.",
     )
 
     @model_validator(mode="after")

@@ -118,7 +118,9 @@ def retry(
     identifier: WorkflowId,
     changes: Annotated[
         list[str] | None,
-        typer.Argument(help="stage.key=value, or stage.key:=JSON: changes in its configuration"),
+        typer.Argument(
+            help="stage.key=value, or stage.key:=JSON: changes in its configuration; null takes one back"
+        ),
     ] = None,
     reason: Reason = "",
 ) -> None:
@@ -196,6 +198,8 @@ def _lock(told: Mapping[str, Any]) -> tuple[str, ...]:
 def _stage_rows(stage: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     """A stage, and a line for each of its jobs."""
     yield stage["name"], stage["status"], _said(stage)
+    for key, value in stage["changed"].items():
+        yield f"  {key}", "changed", f"by a retry to {short(json.dumps(value))}"
     for job in stage["jobs"]:
         timed_out = ", TIMED_OUT" if job["timedOut"] else ""
         item = "" if job["item"] is None else f"item {short(json.dumps(job['item']))}"

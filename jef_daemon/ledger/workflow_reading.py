@@ -144,6 +144,7 @@ def _stage(state: State, name: str, stage: StageState) -> dict[str, Any]:
         "name": name,
         "status": stage.phase.value,
         "error": stage.error,
+        "changed": stage.configuration,
         "jobs": [
             _run(state, name, index if stage.is_list else None, run) for index, run in enumerate(stage.runs)
         ],

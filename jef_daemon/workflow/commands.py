@@ -91,7 +91,9 @@ def _configure(step: Step, configuration: Mapping[str, Mapping[str, Any]]) -> No
         if inner is not None:
             raise Refused(f"configuration: stage {name!r} is the workflow {inner!r}, which has none")
     for name, changes in configuration.items():
-        stages[name].configuration |= changes
+        # Null takes an earlier change back: a misspelled key that the action refuses would stay for ever.
+        changed = {**stages[name].configuration, **changes}
+        stages[name].configuration = {key: value for key, value in changed.items() if value is not None}
 
 
 def _renew(stage: StageState, *, keep: bool) -> None:

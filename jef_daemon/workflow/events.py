@@ -119,7 +119,7 @@ class RetryAsked(Event):
 
     actor: str = "operator"
     configuration: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """By stage: values that take the place of those in its configuration."""
+    """By stage: values that take the place of those in its configuration; None: as before an earlier retry."""
 
 
 # --- what follows from it --------------------------------------------------------------------------------

@@ -27,6 +27,8 @@ ROOTS = ("workflow", "job", "stages", "workflowId")
 """What every expression sees."""
 ITEM_ROOTS = ("item", "index")
 """What expressions of a `forEach` stage see beside."""
+LAST_ROOTS = ("outcome",)
+"""What expressions of an `always` stage see beside."""
 LOCK_ROOTS = ("workflow", "workflowId")
 """What expressions of the workflow's own locks see: they are asked for before anything runs."""
 STAGE_KEYS = ("status", "result", "variables", "error")
@@ -241,7 +243,7 @@ def _expression_flaws(definition: Definition, all_before: Mapping[str, set[str]]
             stage = definition.stages[int(where[1])]
             before = ordinary if stage.always else all_before[stage.name]
             has_item = stage.for_each is not None and where[2] not in {"when", "forEach"}
-            roots = ROOTS + (ITEM_ROOTS if has_item else ())
+            roots = ROOTS + (ITEM_ROOTS if has_item else ()) + (LAST_ROOTS if stage.always else ())
         try:
             found = expression(text) if is_bare else template(text)
         except ExpressionError as error:

@@ -83,6 +83,7 @@ def names(step: Step, name: str) -> dict[str, Any]:
         "workflowId": step.state.workflow_id,
         "job": passed_on(step, name),
         "stages": ended,
+        "outcome": step.outcome.value,  # only those of an `always` stage may name it
     }
 
 

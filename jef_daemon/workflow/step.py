@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from jef_daemon.lifecycle import Status
 from jef_daemon.workflow.events import CancelJob, Effect, Noted
 from jef_daemon.workflow.plan import Plan
 from jef_daemon.workflow.state import Bounds, Run, State, execution_id
@@ -28,6 +29,13 @@ class Step:
     def is_ending(self) -> bool:
         """Whether nothing begins any more but the `always` stages."""
         return self.state.error is not None or self.state.cancel_requested
+
+    @property
+    def outcome(self) -> Status:
+        """What the workflow comes to, as far as it is known."""
+        if self.state.cancel_requested:
+            return Status.CANCELLED
+        return Status.COMPLETED if self.state.error is None else Status.FAILED
 
     def goes_on(self, stage: str) -> bool:
         """Whether a stage may have further jobs; those that clean up may, whatever became of the others."""

@@ -54,15 +54,14 @@ def request(name: str, movie: Path, tmp_path: Path, **variables: Any) -> dict[st
 async def test_a_failed_stage_is_retried_and_all_is_stored(
     ingest: DaemonProcess, client: Client, movie: Path, tmp_path: Path
 ) -> None:
-    """The proxy fails for its quality, which a person mends; the work folder is made anew, as it was cleaned up."""
+    """The proxy fails for its quality, which a person mends; the work folder is kept until then."""
     checked = ingest.jef("workflows", "check")
     assert checked.returncode == 0, checked.stdout
     await client.start_workflow("ingest", "one", **request("one", movie, tmp_path, crf=-5))
     failed = await client.end_of_workflow("one")
     assert failed["status"] == "FAILED", failed
     assert failed["error"]["stage"] == "proxy"
-    assert not (tmp_path / "work-one").exists()
-    (tmp_path / "work-one").mkdir()
+    assert (tmp_path / "work-one").exists()
     retried = ingest.jef("workflows", "retry", "one", "proxy.crf:=32")
     assert retried.returncode == 0, retried.stderr
     await client.until(lambda: client.of_workflow("one")[-1]["status"] in {"COMPLETED", "CANCELLED"}, 90)

@@ -178,6 +178,10 @@ STAGE = "name: w\nstages:\n- {name: a, action: x}\n- "
             "{name: b, action: x, forEach: [.nan]}",
             "stage b.forEach.0: .nan is no number of JSON; a text needs quotes",
         ),
+        (
+            "{name: b, action: x, when: outcome == 'FAILED'}",
+            "stage b.when: there is no 'outcome'; expressions see workflow, job, stages, workflowId",
+        ),
         ("{name: b, action: x, variables: {k: 1}}", "stage b: variables is nothing that an action has"),
         ("{name: b, workflow: v, elsewhere: true}", "stage b: elsewhere is nothing that a workflow has"),
         ("{name: b, action: x, limit: 1}", "stage b: limit is for forEach"),

@@ -58,6 +58,39 @@ def test_a_configuration_for_a_stage_that_has_none_is_refused() -> None:
         course.do(events.RetryAsked(configuration={"a": {"x": 1}}))
 
 
+def test_what_a_retry_changed_is_taken_back_by_null() -> None:
+    """A misspelled key that the action refuses would else fail every further one."""
+    course = Course({"name": "a", "configuration": {"crf": 20, "preset": "slow"}})
+    course.end("a:1", F)
+    for changes in ({"crf": 30, "pressett": "fast"}, {"pressett": None, "preset": "fast"}, {"crf": None}):
+        course.do(events.RetryAsked(configuration={"a": changes}))
+        course.do(events.Begun())
+        course.end(f"a:{course.state.stages['a'].last_attempt}", F)
+    assert [course.request(f"a:{attempt}")["configuration"] for attempt in (2, 3, 4)] == [
+        {"crf": 30, "preset": "slow", "pressett": "fast"},
+        {"crf": 30, "preset": "fast"},
+        {"crf": 20, "preset": "fast"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ends", "outcome"), [(C, "COMPLETED"), (F, "FAILED"), (X, "FAILED"), (None, "CANCELLED")]
+)
+def test_what_cleans_up_knows_what_the_workflow_comes_to(ends: Status | None, outcome: str) -> None:
+    """So it may keep for a retry what is done."""
+    told = {"name": "z", "always": True, "configuration": {"outcome": "{{ outcome }}"}}
+    kept = {"name": "y", "always": True, "when": "outcome != 'FAILED'"}
+    course = Course({"name": "a"}, {"name": "b"}, told, kept)
+    if ends is None:
+        course.do(events.CancelAsked(actor="ann"))
+    course.end("a:1", ends or X)
+    if ends is C:
+        course.end("b:1")
+    assert course.request("z:1")["configuration"] == {"outcome": outcome}
+    course.end("z:1")
+    assert course.phases()["y"] == ("SKIPPED" if outcome == "FAILED" else "RUNNING")
+
+
 def test_a_job_ends_once() -> None:
     """Also where whoever tells it counts nothing."""
     course = Course({"name": "a"}, {"name": "b"})
