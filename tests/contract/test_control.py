@@ -26,7 +26,7 @@ from jef_daemon.ledger.refusals import MOST
 from jef_daemon.lifecycle import Status
 from jef_daemon.messages import Control, Update
 from jef_daemon.names import Names
-from jef_daemon.ports import Accepted, Capacity, Command, Delivery, Outgoing, Reported
+from jef_daemon.ports import NOTHING_TO_POLL, Accepted, Capacity, Command, Delivery, Outgoing, Reported
 from jef_daemon.retry import RetryPolicy
 from jef_daemon.updates import Updates
 from tests.support.clock import ManualClock
@@ -741,6 +741,19 @@ async def test_a_poll_whose_answer_is_lost_is_made_again(life: Life) -> None:
     assert await calls(life) == []
     life.clock.time += 120
     assert await calls(life) == ["poll 1"]
+
+
+async def test_who_has_nothing_to_poll_is_polled_no_more(life: Life) -> None:
+    """As an executor says whose updates come by themselves; the job goes on, and its cancel hook is called."""
+    await life.run("1", "f", Launched())
+    life.clock.time += 1
+    [poll] = await life.ledger.due_calls(9)
+    await life.ledger.answering(poll, Failed(error_type=NOTHING_TO_POLL, error_message=""))
+    assert (life.rows("calls"), life.status("1"), life.events("1")[-1]) == (
+        *([], "RUNNING", "Launched by executor"),
+    )
+    await life.command("cancel", "1")
+    assert await calls(life) == ["cancel 1"]
 
 
 @pytest.mark.parametrize("end", [Completed(), BROKE, Stopped()])

@@ -164,6 +164,22 @@ async def test_a_job_asks_when_its_time_has_come(
     await wire_.carry()
     assert wire_.asked() == ["acquire 1#000000001"]
     assert row(url).state == "asked"
+    await ledger.accept([arrival("2", not_before=clock.time)])
+    assert row(url, "2").state == "asked"  # its time had come
+
+
+async def test_a_new_attempt_says_that_it_waits_though_it_is_where_the_last_one_was(
+    ledger: SqlLedger, clock: ManualClock
+) -> None:
+    """It is QUEUED until then, for whoever looks."""
+    await ledger.accept([arrival()])
+    await ledger.hearing([waiting(), granted(clock)])
+    await ledger.claim(capacity())
+    await ledger.apply("1", 1, [Interrupted(token="t2")])
+    place: dict[str, Any] = {"resource": "asset/1", "mode": "EXCLUSIVE", "position": 1, "holders": ["0"]}
+    await ledger.hearing([answer("WAITING", number=2, **place)])
+    told = [json.loads(each.body) for each in await ledger.outbox(0, 99) if each.exchange == NAMES.status]
+    assert (told[-1]["status"], told[-1]["attempt"], told[-1]["waitingFor"]) == ("WAITING_FOR_LOCK", 2, place)
 
 
 async def test_what_was_not_heard_is_asked_again(ledger: SqlLedger, wire_: Wire, clock: ManualClock) -> None:

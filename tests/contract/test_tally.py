@@ -27,7 +27,7 @@ from jef_daemon.lock.requests import (
 )
 from jef_daemon.lock.state import Mode
 from jef_daemon.metrics import DEFINITIONS
-from jef_daemon.ports import Call, Delivery, Refusal
+from jef_daemon.ports import NOTHING_TO_POLL, Call, Delivery, Refusal
 from tests.support.clock import ManualClock
 from tests.support.ledgers import LOCK, Life
 from tests.support.stored_locks import fresh
@@ -112,7 +112,8 @@ async def test_what_an_attempt_that_is_over_writes_is_fenced(counting: Counting)
     await life.claim()
     assert await life.ledger.saving("1", 2, "{}")
     await life.ledger.apply("1", 2, [Progressed(progress=1)])
-    await life.ledger.answering(old, None)
+    for says_nothing in (None, Failed(error_type=NOTHING_TO_POLL, error_message="")):
+        await life.ledger.answering(old, says_nothing)
     assert counting.of(Counted.FENCED) == {}
     events: list[Sequence[Event]] = [[Progressed(progress=9)], [Completed()]]
     for each in events:
