@@ -15,7 +15,7 @@ import structlog
 
 from jef_daemon.messages import Control, Update
 from jef_daemon.names import Names
-from jef_daemon.ports import Delivery, Outgoing
+from jef_daemon.ports import Delivery, MessageReturned, Outgoing
 
 log = structlog.get_logger()
 
@@ -30,8 +30,6 @@ GONE = "no daemon here has the ledger that the token names"
 """What the sender of an update for such a ledger is told."""
 _PAUSE_S = 0.1
 """Before a message that the broker refused, or that its connection took along, is handed on again."""
-_REMEMBERED_S = 60.0
-"""A queue that was there a minute ago is: it goes when no daemon has used it for a week."""
 _IDENTITY = re.compile(r"[0-9a-f]{12}\.")
 """What a token begins with: the name of a ledger."""
 
@@ -40,10 +38,6 @@ class ElsewhereBus(Protocol):
     """The part of a bus that is needed to reach others."""
 
     async def publish(self, messages: Sequence[Outgoing]) -> asyncio.Future[None]:
-        """See `ports.Bus`."""
-        ...
-
-    async def has_queue(self, name: str) -> bool:
         """See `ports.Bus`."""
         ...
 
@@ -61,8 +55,6 @@ class Elsewhere:
         self._bus = bus
         self._names = names
         self._identity = identity
-        self._seen: dict[str, float] = {}
-        """When the queue of a ledger was there."""
 
     def ledger_of(self, update: Update) -> str | None:
         """Whose an update's token is, if it is not ours; what is no name of a ledger names no queue."""
@@ -74,44 +66,33 @@ class Elsewhere:
         """Whether it is what we told all daemons ourselves."""
         return delivery.headers.get(FROM) == self._identity
 
-    async def has(self, ledger: str) -> bool:
-        """Whether a daemon has a ledger, though it may be down: its queue is there.
-
-        Raises:
-            ConnectionError: the broker went away meanwhile.
-        """
-        now = asyncio.get_running_loop().time()
-        if now - self._seen.get(ledger, -_REMEMBERED_S) < _REMEMBERED_S:
-            return True
-        is_there = await self._bus.has_queue(self._names.daemon(ledger))
-        if is_there:
-            self._seen[ledger] = now
-        return is_there
-
     async def hand_on_update(self, delivery: Delivery, ledger: str) -> bool:
-        """Let the daemon of a ledger have what was delivered here; returns whether there is one."""
-        while True:
-            try:
-                if not await self.has(ledger):
-                    return False
-            except ConnectionError as error:
-                log.debug("handing_on_again", reason=str(error))
-                await asyncio.sleep(_PAUSE_S)
-                continue
+        """Let the daemon of a ledger have what was delivered here; returns whether there is one, though it be down.
+
+        That its queue is there is asked by sending, never before, and never remembered: whoever makes a name up costs
+        no more than who names one that is, and a daemon that has just come is reached at once.
+        """
+        try:
             await self._hand_on(delivery, "", self._names.daemon(ledger), UPDATE)
-            return True
+        except MessageReturned:
+            return False
+        return True
 
     async def hand_on_command(self, delivery: Delivery) -> None:
         """Let all daemons have a command."""
         await self._hand_on(delivery, self._names.daemons, "", CONTROL)
 
-    async def send_update(self, update: Update, ledger: str) -> None:
-        """As `hand_on_update`, what came by another way than a queue; the ledger is there.
+    async def send_update(self, update: Update, ledger: str) -> bool:
+        """As `hand_on_update`, what came by another way than a queue.
 
         Raises:
             ConnectionError: the broker went away meanwhile.
         """
-        await self._send("", self._names.daemon(ledger), update.model_dump_json(by_alias=True), UPDATE)
+        try:
+            await self._send("", self._names.daemon(ledger), update.model_dump_json(by_alias=True), UPDATE)
+        except MessageReturned:
+            return False
+        return True
 
     async def send_command(self, control: Control) -> None:
         """As `hand_on_command`, what came by another way than a queue.
@@ -123,12 +104,14 @@ class Elsewhere:
 
     async def _send(self, exchange: str, routing_key: str, body: str, kind: str) -> None:
         headers = {KIND: kind, FROM: self._identity}
-        await (await self._bus.publish([Outgoing(0, exchange, routing_key, body.encode(), headers)]))
+        message = Outgoing(0, exchange, routing_key, body.encode(), headers, is_mandatory=kind == UPDATE)
+        await (await self._bus.publish([message]))
 
     async def _hand_on(self, delivery: Delivery, exchange: str, routing_key: str, kind: str) -> None:
         headers = {KIND: kind, FROM: self._identity}
         message = Outgoing(
-            0, exchange, routing_key, delivery.body, headers, delivery.correlation_id, delivery.reply_to
+            *(0, exchange, routing_key, delivery.body, headers, delivery.correlation_id, delivery.reply_to),
+            is_mandatory=kind == UPDATE,
         )
         # Again until it is confirmed: what it came by is acknowledged behind it. Twice does no harm.
         while True:

@@ -71,6 +71,12 @@ class Outgoing:
     headers: Mapping[str, Any] | None = None
     correlation_id: str | None = None
     reply_to: str | None = None
+    is_mandatory: bool = False
+    """Whether it must come into a queue: else `MessageReturned`."""
+
+
+class MessageReturned(LookupError):
+    """No queue is where a message should have gone: nobody has it."""
 
 
 class MessageRefused(ConnectionError):
@@ -86,15 +92,7 @@ class Bus(Protocol):
         Returns:
             Done when the broker has confirmed all of them, and raises
             `ConnectionError` when the connection was lost, `MessageRefused` when the broker refused one: send them
-            again.
-        """
-        ...
-
-    async def has_queue(self, name: str) -> bool:
-        """Whether the broker has a queue of a name, at this moment.
-
-        Raises:
-            ConnectionError: it cannot be asked: the connection is lost, or was meanwhile.
+            again; `MessageReturned` when there was no queue for one that is mandatory.
         """
         ...
 

@@ -73,10 +73,6 @@ class UpdateBus(Protocol):
         """See `ports.Bus`."""
         ...
 
-    async def has_queue(self, name: str) -> bool:
-        """See `ports.Bus`."""
-        ...
-
 
 class Updates:
     """Takes updates and commands in.
@@ -148,10 +144,8 @@ class Updates:
         ledger = self._elsewhere.ledger_of(update)
         if ledger is None:
             return None
-        is_there = await self._elsewhere.has(ledger)
-        if is_there:
-            await self._elsewhere.send_update(update, ledger)
-        else:
+        is_there = await self._elsewhere.send_update(update, ledger)
+        if not is_there:
             self._note_gone(ledger, update)
         return is_there
 

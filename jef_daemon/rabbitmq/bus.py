@@ -242,17 +242,6 @@ class RabbitBus:
             raise ConnectionError("the connection to the broker was lost")
         return await session.publish(messages)
 
-    async def has_queue(self, name: str) -> bool:
-        """See `ports.Bus`."""
-        session = self._session
-        if session is None or session.is_broken:
-            raise ConnectionError("there is no connection to the broker")
-        try:
-            async with asyncio.timeout(_SET_UP_S):
-                return await session.has_queue(name)
-        except Exception as error:  # noqa: BLE001  the client raises what it likes
-            raise ConnectionError(reason(error)) from None
-
     async def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
         """See `ports.Bus`."""
         session = self._session

@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from pamqp import encode
+from pamqp.header import ContentHeader
 
 _END = b"\xce"
 _FRAME = struct.Struct(">BHI")
@@ -22,6 +23,7 @@ _CONTENT = struct.Struct(">HHQH")
 _BASIC = 60
 # Bits of the property flags, in the order in which the properties are written.
 _HAS_TYPE, _HAS_HEADERS, _HAS_MODE, _HAS_CORRELATION, _HAS_REPLY = 1 << 15, 1 << 13, 1 << 12, 1 << 10, 1 << 9
+_HAS_ID = 1 << 7
 _JSON = b"\x10application/json"
 _PERSISTENT = b"\x02"
 
@@ -35,6 +37,7 @@ def publish(
     headers: Mapping[str, Any] | None = None,
     correlation_id: str | None = None,
     reply_to: str | None = None,
+    return_as: str | None = None,
     max_body: int = 131_064,
 ) -> bytes:
     """A persistent JSON message, ready to be written.
@@ -47,6 +50,7 @@ def publish(
         headers: AMQP table.
         correlation_id: at most 255 bytes.
         reply_to: at most 255 bytes.
+        return_as: it is mandatory, and has this id where the broker gives it back.
         max_body: most bytes of one body frame (the connection's frame_max less 8).
 
     Raises:
@@ -54,7 +58,7 @@ def publish(
     """
     flags = _HAS_TYPE | _HAS_MODE
     properties = _JSON + _PERSISTENT
-    if headers or correlation_id or reply_to:
+    if headers or correlation_id or reply_to or return_as:
         parts = [_JSON]
         if headers:
             flags |= _HAS_HEADERS
@@ -66,11 +70,14 @@ def publish(
         if reply_to:
             flags |= _HAS_REPLY
             parts.append(_short(reply_to))
+        if return_as:
+            flags |= _HAS_ID
+            parts.append(_short(return_as))
         properties = b"".join(parts)
     size = len(body)
     header = _CONTENT.pack(_BASIC, 0, size, flags) + properties
     frames = [
-        _method(channel, exchange, routing_key),
+        _method(channel, exchange, routing_key, b"\x01" if return_as else b"\x00"),
         _FRAME.pack(_HEADER, channel, len(header)),
         header,
         _END,
@@ -82,9 +89,16 @@ def publish(
 
 
 @lru_cache(maxsize=4096)
-def _method(channel: int, exchange: str, routing_key: str) -> bytes:
-    payload = _PUBLISH + _short(exchange) + _short(routing_key) + b"\x00"
+def _method(channel: int, exchange: str, routing_key: str, bits: bytes) -> bytes:
+    payload = _PUBLISH + _short(exchange) + _short(routing_key) + bits
     return _FRAME.pack(_METHOD, channel, len(payload)) + payload + _END
+
+
+def id_of(payload: bytes) -> str:
+    """What a message is called, by the payload of its content header."""
+    header = ContentHeader()
+    header.unmarshal(payload)
+    return str(header.properties.message_id or "")
 
 
 def _short(value: str) -> bytes:

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 import aiormq
 from aiormq.abc import ChannelFrame
 
-from jef_daemon.ports import MessageRefused, Outgoing
+from jef_daemon.ports import MessageRefused, MessageReturned, Outgoing
 from jef_daemon.rabbitmq import frames
-from jef_daemon.rabbitmq.tap import METHOD, Tap
+from jef_daemon.rabbitmq.tap import HEADER, METHOD, Tap
 
-_ACK, _NACK = struct.pack(">HH", 60, 80), struct.pack(">HH", 60, 120)
+_ACK, _NACK, _RETURN = (struct.pack(">HH", 60, method) for method in (80, 120, 50))
 _NUMBER = struct.Struct(">QB")
 _MULTIPLE = 1
 
@@ -25,11 +25,13 @@ _MULTIPLE = 1
 class _Batch:
     """What was written at once."""
 
-    __slots__ = ("confirmed", "left")
+    __slots__ = ("confirmed", "is_returned", "left")
 
     def __init__(self, size: int, confirmed: asyncio.Future[None]) -> None:
         self.left = size
         self.confirmed = confirmed
+        self.is_returned = False
+        """Whether the broker has given one back; it confirms that one, too."""
 
     def settle(self, *, is_taken: bool) -> None:
         """One of them was confirmed, or refused."""
@@ -38,6 +40,8 @@ class _Batch:
             return
         if not is_taken:
             self.confirmed.set_exception(MessageRefused("the broker refused a message"))
+        elif self.left == 0 and self.is_returned:
+            self.confirmed.set_exception(MessageReturned("there is no queue for a message"))
         elif self.left == 0:
             self.confirmed.set_result(None)
 
@@ -76,8 +80,8 @@ class Publisher:
         """Write messages in order.
 
         Returns:
-            Done when all are confirmed; `MessageRefused` when one was refused, `ConnectionError` when the channel was
-            lost.
+            Done when all are confirmed; `MessageRefused` when one was refused, `MessageReturned` when there was no
+            queue for one that is mandatory, `ConnectionError` when the channel was lost.
 
         Raises:
             ConnectionError: the channel was lost before anything was written.
@@ -94,6 +98,7 @@ class Publisher:
         return confirmed
 
     async def _write(self, messages: Sequence[Outgoing], confirmed: asyncio.Future[None]) -> None:
+        first = self._last + 1
         payload = b"".join(
             frames.publish(
                 self._channel.number,
@@ -103,11 +108,12 @@ class Publisher:
                 headers=message.headers,
                 correlation_id=message.correlation_id,
                 reply_to=message.reply_to,
+                return_as=str(number) if message.is_mandatory else None,
                 max_body=self._max_body,
             )
-            for message in messages
+            for number, message in enumerate(messages, first)
         )
-        first, self._last = self._last + 1, self._last + len(messages)
+        self._last += len(messages)
         self._batches |= dict.fromkeys(range(first, self._last + 1), _Batch(len(messages), confirmed))
         self._take(len(messages), confirmed)
         queue, frame = self._channel.write_queue, ChannelFrame(payload=payload, should_close=False)
@@ -134,7 +140,11 @@ class Publisher:
 
     def _confirm(self, kind: int, payload: bytes) -> bool:
         """See `tap.Taker`."""
-        if kind != METHOD or not payload.startswith((_ACK, _NACK)):
+        if kind == HEADER:
+            self._note_returned(frames.id_of(payload))
+        if kind != METHOD or payload.startswith(_RETURN):
+            return True  # nothing else that has a content comes by this channel
+        if not payload.startswith((_ACK, _NACK)):
             return False
         is_taken = payload.startswith(_ACK)
         number, bits = _NUMBER.unpack_from(payload, 4)
@@ -145,6 +155,12 @@ class Publisher:
         else:
             self._settle(number, is_taken=is_taken)
         return True
+
+    def _note_returned(self, name: str) -> None:
+        """The broker gives a message back, before it confirms it."""
+        batch = self._batches.get(int(name)) if name.isdecimal() else None
+        if batch is not None:
+            batch.is_returned = True
 
     def _settle(self, number: int, *, is_taken: bool) -> None:
         batch = self._batches.pop(number, None)

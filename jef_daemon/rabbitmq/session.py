@@ -108,18 +108,6 @@ class Session:
                 await declared.bind(queue.exchange, queue.routing_key)
         await declaring.close()
 
-    async def has_queue(self, name: str) -> bool:
-        """Whether there is a queue of a name."""
-        # Of its own: the broker closes a channel on which what is asked for is not there.
-        channel = await self._connection.channel(publisher_confirms=False)
-        try:
-            await channel.declare_queue(name, passive=True)
-        except aiormq.exceptions.ChannelNotFoundEntity:
-            return False
-        finally:
-            await channel.close()
-        return True
-
     async def _open_channel(self, *, confirms: bool) -> aiormq.Channel:
         channel = await self._connection.channel(publisher_confirms=confirms)
         channel.close_callbacks.add(lambda _, error: self._break(error))

@@ -651,9 +651,6 @@ class Wire:
         self.published: list[Outgoing] = []
         self.acknowledged: list[Delivery] = []
 
-    async def has_queue(self, name: str) -> bool:
-        return True
-
     async def acknowledge(self, deliveries: Any) -> None:
         self.acknowledged += deliveries
 

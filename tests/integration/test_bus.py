@@ -15,7 +15,7 @@ import pytest
 from yarl import URL
 
 from jef_daemon.names import WATCHED, Names
-from jef_daemon.ports import Delivery, Outgoing
+from jef_daemon.ports import Delivery, MessageReturned, Outgoing
 from jef_daemon.rabbitmq import RabbitBus, topology
 from jef_daemon.rabbitmq.session import Session, open_connection
 from jef_daemon.sections import Bus
@@ -115,6 +115,28 @@ async def test_long_messages_come_whole_and_in_order_over_tls(client: Client, tm
             assert [delivery.body for delivery in deliveries] == bodies
             assert [delivery.tag for delivery in deliveries] == [1, 2, 3, 4]
             await bus.acknowledge(deliveries)
+
+
+async def test_what_there_is_no_queue_for_is_told_and_nothing_else_is_touched(client: Client) -> None:
+    """No channel is opened to ask, and none is lost over it."""
+    names = Names(client.prefix)
+    came: asyncio.Queue[Delivery] = asyncio.Queue()
+    bus = RabbitBus(client.url, names, ["nap"], Bus(), came.put_nowait)
+    async with running(bus):
+        await bus.resume("nap")
+        session = bus.session
+        sent = []
+        for number in range(50):
+            nobody, somebody = names.daemon(f"nobody-{number}"), names.job_queue("nap")
+            for queue in (nobody, somebody):
+                message = Outgoing(0, "", queue, b"%d" % number, {"a": "b"}, "c", "asker", is_mandatory=True)
+                sent.append(await bus.publish([message]))
+        async with asyncio.timeout(20):
+            told = await asyncio.gather(*sent, return_exceptions=True)
+            bodies = [(await came.get()).body for _ in range(50)]
+        assert bodies == [b"%d" % number for number in range(50)]
+        assert [type(each) for each in told] == [MessageReturned, type(None)] * 50
+        assert (bus.session, bus.unconfirmed) == (session, 0)
 
 
 async def test_one_that_cannot_be_taken_leaves_the_others_alone(client: Client) -> None:

@@ -67,6 +67,7 @@ def read(data: bytes, frame_max: int) -> tuple[commands.Basic.Publish, header.Co
     headers=st.none() | st.dictionaries(KEYS, values, max_size=4),
     correlation_id=st.none() | short(1),
     reply_to=st.none() | short(1),
+    return_as=st.none() | short(1),
 )
 def test_a_message_arrives_as_it_was_meant(
     channel: int,
@@ -76,6 +77,7 @@ def test_a_message_arrives_as_it_was_meant(
     headers: dict[str, Any] | None,
     correlation_id: str | None,
     reply_to: str | None,
+    return_as: str | None,
 ) -> None:
     """Persistent, JSON, and every property where it belongs."""
     data = frames.publish(
@@ -86,15 +88,17 @@ def test_a_message_arrives_as_it_was_meant(
         headers=headers,
         correlation_id=correlation_id,
         reply_to=reply_to,
+        return_as=return_as,
     )
     method, head, content, on = read(data, 2**20)
     assert (on, method.exchange, method.routing_key) == (channel, exchange, routing_key)
-    assert (method.mandatory, method.immediate, content) == (False, False, body)
+    assert (method.mandatory, method.immediate, content) == (bool(return_as), False, body)
     told = {name: value for name, value in dict(head.properties).items() if value}
     meant: dict[str, Any] = {"content_type": "application/json", "delivery_mode": 2}
     meant |= {"headers": headers} if headers else {}
     meant |= {"correlation_id": correlation_id} if correlation_id else {}
     meant |= {"reply_to": reply_to} if reply_to else {}
+    meant |= {"message_id": return_as} if return_as else {}
     assert told == meant
 
 

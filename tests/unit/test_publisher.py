@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pamqp import commands, frame
+from pamqp.heartbeat import Heartbeat
 
-from jef_daemon.ports import MessageRefused, Outgoing
+from jef_daemon.ports import MessageRefused, MessageReturned, Outgoing
 from jef_daemon.rabbitmq.publisher import Publisher
 from jef_daemon.rabbitmq.tap import Tap
 
@@ -84,6 +85,34 @@ async def test_a_batch_of_which_one_is_refused_is_to_be_sent_again() -> None:
     await second
     await asyncio.sleep(0)
     assert broker.publisher.unconfirmed == 0
+
+
+async def test_what_there_is_no_queue_for_is_given_back_to_who_wants_to_know() -> None:
+    """By its number, whatever is confirmed meanwhile; the library, which knows nothing of it, hears nothing."""
+    broker = Broker()
+    body = b"x" * 200_000
+    message = Outgoing(0, "", "nobody", body, {"a": 1}, "c", "asker", is_mandatory=True)
+    first = await broker.publisher.publish([message])
+    second = await broker.publisher.publish([message])
+    third = await broker.publish(1)
+    written = b"".join(broker.channel.write_queue.get_nowait().payload for _ in range(2))
+    head = written[len(written) // 2 :]
+    _, _, method = frame.unmarshal(head)
+    assert isinstance(method, commands.Basic.Publish)
+    assert (method.mandatory, method.routing_key) == (True, "nobody")
+    content = head[frame.unmarshal(head)[0] :]
+    broker.confirm(1)
+    given_back = commands.Basic.Return(312, "NO_ROUTE", "", "nobody")
+    broker.tap.feed_data(frame.marshal(given_back, CHANNEL) + content)
+    assert not second.done()
+    broker.confirm(3, multiple=True)
+    for each in (first, third):
+        await each
+    with pytest.raises(MessageReturned, match="no queue"):
+        await second
+    broker.tap.feed_eof()
+    heartbeat = frame.marshal(Heartbeat(), 0)
+    assert (await broker.tap.read()).replace(heartbeat, b"") == b""
 
 
 async def test_what_the_channel_took_along_is_to_be_sent_again() -> None:
