@@ -762,6 +762,7 @@ async def test_an_end_ends_the_polls(life: Life, end: Any) -> None:
     await life.apply("1", end)
     await life.ledger.answering(poll, Completed(result="late"))
     assert life.rows("calls") == []
+    assert not [event for event in life.events("1") if "refused" in event]
     assert len([told for told in await life.told("1") if told["status"] == "COMPLETED"]) <= 1
 
 
@@ -789,6 +790,25 @@ async def test_a_poll_completes_it(life: Life) -> None:
     assert ((await life.told("1"))[-1]["result"], life.rows("calls")) == ("done", [])
 
 
+async def test_a_poll_fails_it(life: Life) -> None:
+    """What the other side says of the work is no trouble of the hook's own."""
+    await life.run("1", "f", Launched())
+    life.clock.time += 1
+    [poll] = await life.ledger.due_calls(9)
+    await life.ledger.answering(poll, BROKE)
+    assert ((await life.told("1"))[-1]["status"], life.rows("calls")) == ("FAILED", [])
+
+
+async def test_what_is_said_of_a_job_that_is_purged_means_nothing(life: Life) -> None:
+    """Its hook took its time; or its executor saves what it came to."""
+    await life.run("1", "f", Launched())
+    await life.command("cancel", "1", force=True)
+    [call] = await life.ledger.due_calls(9)
+    assert await life.ledger.purge(life.clock.time + 1, 9) == 1
+    await life.ledger.answering(call, Stopped())
+    assert not await life.ledger.saving("1", 1, "{}")
+
+
 async def test_the_cancel_hook_is_called_though_the_job_has_ended(life: Life) -> None:
     """What runs outside does not know; what the hook says then changes nothing, and it is called once."""
     await life.run("1", "f", Launched())
@@ -798,6 +818,7 @@ async def test_the_cancel_hook_is_called_though_the_job_has_ended(life: Life) ->
     assert call.name == "cancel"
     await life.ledger.answering(call, Stopped())
     assert life.rows("calls") == []
+    assert life.events("1")[-1] == "Stopped by operator:ann"
     assert [told["status"] for told in await life.told("1")].count("CANCELLED") == 1
 
 
@@ -927,6 +948,13 @@ async def test_a_checkpoint_is_kept_on_failure_and_reaches_the_retry(life: Life)
     assert await life.ledger.saved("1") == '{"step": 2}'
     assert await life.ledger.saving("1", 1, "{}") is False
     assert await life.ledger.saved("1") == '{"step": 2}'
+
+
+async def test_each_job_has_a_checkpoint_of_its_own(life: Life) -> None:
+    for name in ("1", "2"):
+        await life.run(name)
+        assert await life.ledger.saving(name, 1, f'{{"of": "{name}"}}')
+    assert [await life.ledger.saved(name) for name in ("1", "2", "3")] == ['{"of": "1"}', '{"of": "2"}', None]
 
 
 async def test_a_checkpoint_and_a_failure_in_one_transaction(life: Life) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from jef_daemon.commits import Commit, Counted, Tally
 from jef_daemon.errors import RequestRefused
-from jef_daemon.events import Completed, Event, Failed, Launched, Progressed, Retried
+from jef_daemon.events import Completed, Event, Failed, Launched, Progressed, Retried, Stopped
 from jef_daemon.ledger import lock_store, writer
 from jef_daemon.ledger.transaction import Transaction
 from jef_daemon.lock.requests import (
@@ -120,8 +121,14 @@ async def test_what_an_attempt_that_is_over_writes_is_fenced(counting: Counting)
         await life.ledger.apply("1", 1, each)
     assert not await life.ledger.saving("1", 1, "{}")
     await life.ledger.answering(old, Completed())
+    await life.ledger.answering(
+        dataclasses.replace(old, name="cancel"), Stopped()
+    )  # is stopped, writes nothing
     assert counting.of(Counted.FENCED) == {"progress": 1, "outcome": 1, "checkpoint": 1, "call": 1}
     assert life.status("1") == "RUNNING"
+    await life.ledger.apply("1", 2, [Completed()])
+    assert not await life.ledger.saving("1", 2, "{}")
+    assert counting.of(Counted.FENCED)["checkpoint"] == 2
 
 
 async def test_waits_for_locks_are_measured_to_the_grant(counting: Counting) -> None:
