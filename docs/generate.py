@@ -38,6 +38,7 @@ from jef_daemon import cli, lifecycle, messages, units  # noqa: E402  the checko
 from jef_daemon.actions.command import CommandSettings  # noqa: E402
 from jef_daemon.actions.http import HttpSettings  # noqa: E402
 from jef_daemon.actions.roots import RootsSettings  # noqa: E402
+from jef_daemon.cli.app import FAMILIES as COMMANDS  # noqa: E402
 from jef_daemon.cli.app import app  # noqa: E402
 from jef_daemon.events import Event  # noqa: E402
 from jef_daemon.lifecycle import TABLE, Place  # noqa: E402
@@ -394,7 +395,11 @@ def command_tree() -> Any:
     """The tree of `jef`'s commands, as the library that parses them has it."""
     for module in pkgutil.iter_modules(cli.__path__, "jef_daemon.cli."):
         importlib.import_module(module.name)  # each adds its commands
-    return typer.main.get_command(app)
+    tree: Any = typer.main.get_command(app)
+    # In one order, whoever has imported which of them before.
+    order = [name for names in COMMANDS.values() for name in names]
+    tree.commands = {name: tree.commands[name] for name in sorted(tree.commands, key=order.index)}
+    return tree
 
 
 def commands(about: str) -> str:
