@@ -81,13 +81,13 @@ class Attempt:
                 return _result(running)
             await self._stop(running)
             if self.ending.done():
-                return self._ended(running)
+                return self._ended(running, self.ending.result())
             message = f"ran longer than its limit of {limit:g} s"
             return Failed(actor="daemon", error_type="ExecutionTimeout", error_message=message)
         except asyncio.CancelledError:
             # Only drain cancels a job's task: what runs is interrupted, and the record says so.
             await self._stop(running)
-            return self.ending.result() if self.ending.done() else interruption(action)
+            return self._ended(running, self.ending.result() if self.ending.done() else interruption(action))
 
     def end(self, event: Event) -> None:
         """Stop it; the event is its outcome, unless it comes to another while it stops."""
@@ -109,18 +109,18 @@ class Attempt:
         if os.path.isdir(folder):  # noqa: ASYNC240, PTH112 - microseconds; a thread would cost more
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
-    def _ended(self, running: asyncio.Task[Event]) -> Event:
+    def _ended(self, running: asyncio.Task[Event], otherwise: Event) -> Event:
         """What others made of it, or what it came to while it was being stopped.
 
-        A completion that came while it was being cancelled is one: it was asked, not forbidden, to end. What was
-        completed without the locks is none.
+        A completion that came while it was being cancelled, or interrupted, is one: it was asked, not forbidden, to
+        end. So is a launch: the work goes on outside. What was completed without the locks is none.
         """
         came = _result(running) if running.done() and not running.cancelled() else None
         if isinstance(came, Completed | Launched):
             self.fenced = self._is_failed()
             if not self.fenced:
                 return came
-        return self.ending.result()
+        return otherwise
 
     def _is_failed(self) -> bool:
         """Whether others ended it as FAILED: it lost its locks."""

@@ -180,6 +180,30 @@ async def test_a_drain_interrupts_what_was_claimed(tmp_path: Path, after: int, m
     assert isinstance(event, Interrupted if may_run_again else Failed)
 
 
+@pytest.mark.parametrize("may_run_again", [False, True])
+async def test_a_completion_wins_over_a_drain(tmp_path: Path, may_run_again: bool) -> None:
+    """Asked to stop it came to its end: it has failed no more than it has to run again."""
+    bench = Bench(tmp_path, may_run_again=may_run_again)
+    Watched.answers_when_cancelled = True
+    bench.claimed()
+    await bench.until_begun()
+    bench.worker.start_nothing_more()
+    await bench.worker.drain(0.0, asyncio.Event())
+    assert isinstance(await bench.outcome(), Completed)
+
+
+async def test_a_drain_makes_nothing_of_what_was_completed_without_its_locks(bench: Bench) -> None:
+    Watched.answers_when_cancelled = True
+    bench.claimed()
+    await bench.until_begun()
+    bench.worker.lock_lost(Lost("1", 1, "r: the lease ended"))
+    bench.worker.start_nothing_more()
+    await bench.worker.drain(0.0, asyncio.Event())
+    event = await bench.outcome()
+    assert isinstance(event, Failed)
+    assert (event.error_type, bench.worker.fenced) == ("LockLost", 1)
+
+
 async def test_a_job_that_breaks_around_its_executor_ends(bench: Bench) -> None:
     """A row that cannot be read, say: FAILED, and its slot is free."""
     bench.claimed(body="no JSON")
