@@ -13,7 +13,6 @@ from jef_daemon.ledger.transaction import Transaction
 from jef_daemon.lock import protocol, wire
 from jef_daemon.lock.requests import Reply, Request
 from jef_daemon.ports import Heard, Lost
-from jef_daemon.workflow.events import LocksTimedOut
 from jef_daemon.workflow.inputs import LocksHeard
 
 _W = schema.workflows.c
@@ -81,8 +80,10 @@ def go_on_locking(transaction: Transaction, answered_up_to: float) -> int:
     if transaction.terms.lost_locks_fail:
         _hearing(transaction).end_outside(transaction.locks.due("lost", transaction.now))
     waited = select(_W.key).where(_W.due_at <= transaction.now).order_by(_W.due_at).limit(_MOST)
-    keys = transaction.connection.scalars(waited).all()
-    _tell_workflows(transaction, [LocksHeard(key, LocksTimedOut()) for key in keys])
+    if keys := transaction.connection.scalars(waited).all():
+        from jef_daemon.ledger import workflows  # its libraries are for those only who carry workflows out
+
+        workflows.end_waits(transaction, keys)
     return len(unused)
 
 

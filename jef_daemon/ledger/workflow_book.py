@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import structlog
 from sqlalchemy import BindParameter, Select, bindparam, insert, select, update
 
 from jef_daemon.ledger import schema
@@ -15,6 +16,8 @@ from jef_daemon.workflow import events, messages
 from jef_daemon.workflow.definition import Definition
 from jef_daemon.workflow.plan import Plan, plan_of
 from jef_daemon.workflow.state import State, decode, encode
+
+log = structlog.get_logger()
 
 _ROOMS = (1, 20, 200)
 """Keys in one look: statements of few lengths, which are compiled once."""
@@ -86,6 +89,14 @@ class WorkflowBook:
                 state.due_at = due_at  # it is moved when the wall clock is set
                 plan = plan_of(body_of(self._transaction, revision))
                 self.open[key] = Workflow(False, name, revision, plan, state, kept)
+
+    def find(self, key: str) -> Workflow | None:
+        """One that nothing concerns that came: where it cannot be read, what came is not to fail for it."""
+        try:
+            self.read([key])
+        except ValueError as error:
+            tell_unreadable(key, error)
+        return self.open.get(key)
 
     def write(self) -> None:
         """Write what has changed."""
@@ -185,6 +196,16 @@ def _row(workflow: Workflow, now: float) -> Mapping[str, Any]:
         "due_at": state.due_at,
         "state": workflow.kept,
     }
+
+
+_told_unreadable: set[str] = set()
+
+
+def tell_unreadable(what: str, error: ValueError) -> None:
+    """Say that something in the ledger cannot be read: once in a daemon's life, however often it is looked at."""
+    if what not in _told_unreadable:
+        _told_unreadable.add(what)
+        log.error("workflow_unreadable", which=what, error=str(error), consequence="it is left as it is")
 
 
 _bodies: dict[str, str] = {}

@@ -12,10 +12,16 @@ from sqlalchemy.exc import DBAPIError
 from jef_daemon.errors import LedgerUnavailable, NotFound
 from jef_daemon.ledger import schema
 from jef_daemon.ledger.opening import existing, explain, open_engine, version
+from jef_daemon.lifecycle import Status
 from jef_daemon.messages import timestamp
 from jef_daemon.workflow.state import Run, StageState, State, decode, execution_id
 
 _W, _H = schema.workflows.c, schema.workflow_history.c
+_COLUMNS = (
+    *(_W.number, _W.workflow_id, _W.key, _W.name, _W.revision, _W.status, _W.priority),
+    *(_W.created_at, _W.finished_at, _W.state),
+)
+"""Those that the first ledgers with workflows have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,21 +70,19 @@ class WorkflowReader:
         Raises:
             NotFound: there is none.
         """
-        columns = (_W.number, _W.name, _W.revision, _W.state)
         with self._engine.connect() as connection:
-            row = connection.execute(select(*columns).where(_W.workflow_id == workflow_id)).first()
+            row = connection.execute(select(*_COLUMNS).where(_W.workflow_id == workflow_id)).first()
         if row is None:
             raise NotFound(
                 f"no workflow {workflow_id} is in this ledger; `jef workflows list` shows which are"
             )
-        return Kept(row.number, row.name, row.revision, decode(row.state))
+        return _kept(row)
 
     def page(
         self, statuses: Sequence[str], name: str | None, most: int, before: int | None = None
     ) -> tuple[list[Kept], int | None]:
         """A page, newest first, and where the next one begins (None: this was the last)."""
-        columns = (_W.number, _W.name, _W.revision, _W.state)
-        query = select(*columns).order_by(_W.number.desc()).limit(most + 1)
+        query = select(*_COLUMNS).order_by(_W.number.desc()).limit(most + 1)
         if statuses:
             query = query.where(_W.status.in_(statuses))
         if name:
@@ -87,8 +91,7 @@ class WorkflowReader:
             query = query.where(_W.number < before)
         with self._engine.connect() as connection:
             found = connection.execute(query).all()
-        kept = [Kept(row.number, row.name, row.revision, decode(row.state)) for row in found[:most]]
-        return kept, found[most - 1].number if len(found) > most else None
+        return [_kept(row) for row in found[:most]], found[most - 1].number if len(found) > most else None
 
     def history(self, workflow_id: str) -> Iterator[WorkflowEntry]:
         """What happened, in order."""
@@ -96,6 +99,16 @@ class WorkflowReader:
         with self._engine.connect() as connection:
             for row in connection.execute(query):
                 yield WorkflowEntry(row.at, row.event, row.stage, row.actor, row.reason)
+
+
+def _kept(row: Any) -> Kept:
+    try:
+        state = decode(row.state)
+    except ValueError as error:  # one of many is no reason not to show the others
+        said = f"it cannot be read: {error}"
+        state = State(row.workflow_id, row.key, Status(row.status), row.priority, message=said)
+        state.created_at, state.finished_at = row.created_at, row.finished_at
+    return Kept(row.number, row.name, row.revision, state)
 
 
 def heading(kept: Kept) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from sqlalchemy import ColumnElement, func, literal_column, select
 
 from jef_daemon.ledger import control, door, schema
 from jef_daemon.ledger.transaction import Transaction
-from jef_daemon.ledger.workflow_book import Workflow, WorkflowBook, body_of
+from jef_daemon.ledger.workflow_book import Workflow, WorkflowBook, body_of, tell_unreadable
 from jef_daemon.lifecycle import FINAL, Status
 from jef_daemon.workflow import events, law, messages
 from jef_daemon.workflow.definition import MOST_AT_ONCE
@@ -56,12 +56,12 @@ def reconcile(transaction: Transaction, after: int) -> int | None:
         Where the next page begins; None: this was the last.
     """
     page = transaction.connection.execute(
-        select(_W.number, _W.state)
+        select(_W.number, _W.key, _W.state)
         .where(_W.status == Status.RUNNING.value, _W.number > after)
         .order_by(_W.number)
         .limit(_AT_ONCE)
     ).all()
-    waited = [name for row in page for name in _running(row.number, row.state)]
+    waited = [name for row in page for name in _running(row.key, row.state)]
     found: list[Input] = []
     out = schema.outcomes.c
     for start in range(0, len(waited), _AT_ONCE):
@@ -73,26 +73,31 @@ def reconcile(transaction: Transaction, after: int) -> int | None:
     return page[-1].number if len(page) == _AT_ONCE else None
 
 
-def _running(number: int, state: str) -> list[str]:
+def _running(key: str, state: str) -> list[str]:
     try:
         return list(law.running(decode(state)))
     except ValueError as error:  # a daemon that did not start for it could do nothing else either
-        log.error("workflow_unreadable", number=number, error=str(error), consequence="it is left as it is")
+        tell_unreadable(key, error)
         return []
+
+
+def end_waits(transaction: Transaction, keys: Iterable[str]) -> None:
+    """End workflows that have waited for their locks as long as they may."""
+    step = _Step(transaction)
+    step.take([LocksHeard(key, events.LocksTimedOut()) for key in keys if step.can_read(key)])
 
 
 def actions(transaction: Transaction) -> set[str]:
     """The actions of all definitions that workflows here are pinned to."""
     found: set[str] = set()
-    for body in transaction.connection.scalars(select(_D.body)):
-        found |= actions_of(body)
+    for revision, body in transaction.connection.execute(select(_D.revision, _D.body)):
+        try:
+            stages = plan_of(body).definition.stages
+        except ValueError as error:
+            tell_unreadable(f"definition {revision}", error)
+        else:
+            found |= {stage.action for stage in stages if stage.action is not None}
     return found
-
-
-def actions_of(canonical: str) -> set[str]:
-    """The actions of a definition."""
-    stages = plan_of(canonical).definition.stages
-    return {stage.action for stage in stages if stage.action is not None}
 
 
 class _Step:
@@ -106,6 +111,10 @@ class _Step:
         """What happened to other workflows by what happened to one."""
         self._queues: set[str] = set()
         """Names of definitions of which one may begin now."""
+
+    def can_read(self, key: str) -> bool:
+        """Whether a workflow is there, and can be read."""
+        return self._book.find(key) is not None
 
     def take(self, inputs: Sequence[Input]) -> list[Became]:
         """Let inputs happen in order, with all that follows from them in other workflows."""
@@ -337,15 +346,18 @@ class _Step:
             .order_by(_W.priority.desc(), _W.number)
             .limit(_AT_ONCE)
         ).all()
+        has_moved = False
         for key in waiting:
-            self._book.read([key])
-            workflow = self._book.open[key]
+            workflow = self._book.find(key)
+            if workflow is None:
+                continue
             limit = workflow.plan.definition.concurrency
             if limit is not None and running >= limit:
                 return
             self._advance(workflow, events.Begun())
             running += workflow.state.status in _BEGUN
-        if len(waiting) == _AT_ONCE:
+            has_moved = True
+        if has_moved and len(waiting) == _AT_ONCE:
             self._queues.add(name)
 
     def _count(self, name: str, status: Status) -> int:

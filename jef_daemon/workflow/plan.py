@@ -103,6 +103,10 @@ def plan(definition: Definition) -> Plan:
     flaws = list(_flaws(definition))
     if flaws:
         raise PlanError(flaws)
+    return _made(definition)
+
+
+def _made(definition: Definition) -> Plan:
     stages = {stage.name: stage for stage in definition.stages}
     needs = {name: tuple(found) for name, found in _needs(definition).items()}
     conditions: dict[str, Expression | bool] = {}
@@ -118,8 +122,8 @@ def plan(definition: Definition) -> Plan:
 
 @functools.lru_cache(maxsize=256)
 def plan_of(canonical: str) -> Plan:
-    """The plan of a definition that was found right before."""
-    return plan(Definition.model_validate_json(canonical))
+    """The plan of a definition that was found right before, by whichever version: workflows are pinned to it."""
+    return _made(Definition.model_validate_json(canonical))
 
 
 def texts(definition: Definition) -> Iterator[tuple[Where, str, bool]]:

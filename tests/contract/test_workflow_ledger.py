@@ -23,6 +23,7 @@ from jef_daemon.ports import Arrival, Capacity, Command, Delivery, Refusal
 from jef_daemon.workflow import course, law
 from jef_daemon.workflow.definition import Definition
 from jef_daemon.workflow.inputs import Became, Begin, RefusedRequest, WorkflowCommand
+from jef_daemon.workflow.plan import PlanError, plan
 from jef_daemon.workflow.step import Step
 from tests.support.clock import ManualClock
 from tests.support.kept_workflows import ROW, asked, begin, ended, posted
@@ -375,6 +376,45 @@ async def test_a_fault_of_the_law_is_the_end_of_one_workflow_and_a_retry_goes_on
     assert (await asked(ledger))[5:] == ["bad:a:2", "bad:c:2"]
     await ledger.coordinating([ended("bad", "a", 2), ended("bad", "b"), ended("bad", "c", 2)])
     assert WorkflowReader(url).find("bad").state.status is Status.COMPLETED
+
+
+async def test_a_workflow_that_cannot_be_read_keeps_no_other_of_its_name_from_beginning(
+    ledger: SqlLedger, url: str
+) -> None:
+    """Nor what came, the end of another one, from being taken."""
+    await ledger.coordinating([begin("w-1"), begin("w-2"), begin("w-3")])
+    spoil(url, "workflows SET state = '{' WHERE workflow_id = 'w-2'")
+    ends = [ended("w-1", "a"), ended("w-1", "b")]
+    assert await ledger.coordinating(ends) == [Became.TAKEN, Became.TAKEN]
+    assert (await asked(ledger))[2:] == ["w-3:a:1"]
+    shown, _ = WorkflowReader(url).page((), None, 10)
+    assert [kept.state.workflow_id for kept in shown] == ["w-3", "w-2", "w-1"]
+    found = WorkflowReader(url).find("w-2").state
+    assert (found.status, found.message.partition(":")[0]) == (Status.QUEUED, "it cannot be read")
+
+
+async def test_definitions_hold_for_those_that_have_them_whatever_is_refused_by_now(
+    ledger: SqlLedger, url: str
+) -> None:
+    """A version that is stricter goes on with what an earlier one began; what it cannot read keeps it from nothing."""
+    deep: dict[str, object] = {}
+    for _ in range(110):
+        deep = {"k": deep}
+    spelled = {"name": "deep", "stages": [{"name": "a", "action": "y"}, {"name": "b", "action": "z"}]}
+    spelled["stages"][1]["configuration"] = deep  # type: ignore[index]
+    with pytest.raises(PlanError):
+        plan(Definition.model_validate(spelled))
+    await ledger.coordinating([begin("w", spelled), begin("other")])
+    assert await ledger.coordinating([ended("w", "a")]) == [Became.TAKEN]
+    assert WorkflowReader(url).find("w").state.message.endswith("would nest deeper than 100 levels")
+    assert await ledger.workflow_actions() == {"x", "y", "z"}
+    spoil(url, "workflow_definitions SET body = '{' WHERE name = 'deep'")
+    assert await ledger.workflow_actions() == {"x"}
+
+
+def spoil(url: str, change: str) -> None:
+    with open_engine(url).begin() as connection:
+        assert connection.execute(text(f"UPDATE {change}")).rowcount == 1
 
 
 async def test_a_workflow_that_meets_a_fault_as_it_begins_is_told_as_failed(

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from jef_daemon.ledger import SqlLedger
+from jef_daemon.ledger.opening import open_engine
 from jef_daemon.ledger.workflow_reading import WorkflowReader
 from jef_daemon.lifecycle import Status
 from jef_daemon.lock.messages import LockReply
@@ -249,6 +251,19 @@ async def test_a_wait_ends_in_time_also_when_the_clock_is_set(
     assert state("w").message == "LockTimeout: waited for its locks longer than 60 s"
     await wire.carry()
     assert wire.log[-1].startswith("release workflow/w#")
+
+
+async def test_a_workflow_that_cannot_be_read_keeps_no_others_wait_from_its_end(
+    ledger: SqlLedger, wire: Wire, url: str, clock: ManualClock, state: Any
+) -> None:
+    """Whatever is due is looked at each second: a fault there would end the daemon, and the next one."""
+    await ledger.coordinating([begin(name, {**ALONE, "lockTimeout": 60}) for name in ("w-1", "w-2", "w-3")])
+    await wire.settle()
+    with open_engine(url).begin() as connection:
+        connection.execute(text("UPDATE workflows SET state = '{' WHERE workflow_id = 'w-2'"))
+    clock.time += 61
+    await ledger.go_on_locking(0)
+    assert state("w-3").message == "LockTimeout: waited for its locks longer than 60 s"
 
 
 async def test_nothing_of_its_locks_stays_behind_a_purged_workflow(
