@@ -21,7 +21,7 @@ letters = typer.Typer(
 )
 app.add_typer(letters, name="dead-letters", rich_help_panel="Keeping house")
 
-Which = Annotated[list[str] | None, typer.Argument(help="Numbers from `list`, or execution ids.")]
+Which = Annotated[list[str] | None, typer.Argument(help="Numbers from `list`, or ids of jobs or workflows.")]
 All = Annotated[bool, typer.Option("--all", help="All of them.")]
 Reason = Annotated[str | None, typer.Option(help="All with this reason: not-json, unroutable, …")]
 
@@ -41,12 +41,14 @@ def list_(
         else:
             typer.echo(
                 f"{letter.number:>5}  {letter.reason:<20}  {letter.routing_key:<18}  "
-                f"{letter.execution_id or '-':<32}  {letter.detail}"
+                f"{letter.execution_id or letter.workflow_id or '-':<32}  {letter.detail}"
             )
 
 
 @letters.command()
-def show(which: Annotated[str, typer.Argument(help="A number from `list`, or an execution id.")]) -> None:
+def show(
+    which: Annotated[str, typer.Argument(help="A number from `list`, or the id of a job or workflow.")],
+) -> None:
     """One of them, with headers and body.
 
     Examples:
@@ -106,10 +108,12 @@ def _chosen(
     if not which:
         raise SettingsError("say which: numbers from `jef dead-letters list`, --reason or --all")
     for text in which:
-        if not any(text in {str(letter.number), letter.execution_id} for letter in found):
+        if not any(text in {str(letter.number), letter.execution_id, letter.workflow_id} for letter in found):
             raise NotFound(f"there is no dead letter {text}; `jef dead-letters list` shows which are")
     named = set(which)
-    return [letter for letter in found if named & {str(letter.number), letter.execution_id}]
+    return [
+        letter for letter in found if named & {str(letter.number), letter.execution_id, letter.workflow_id}
+    ]
 
 
 def _all() -> list[DeadLetter]:
@@ -128,5 +132,6 @@ def _told(letter: DeadLetter) -> dict[str, object]:
         "detail": letter.detail,
         "routingKey": letter.routing_key,
         "executionId": letter.execution_id or None,
+        "workflowId": letter.workflow_id or None,
         "bytes": len(letter.body),
     }

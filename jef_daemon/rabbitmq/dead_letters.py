@@ -43,11 +43,19 @@ class DeadLetter:
     @property
     def execution_id(self) -> str:
         """Where it can be read, else empty."""
+        return self._read("executionId")
+
+    @property
+    def workflow_id(self) -> str:
+        """Of a request for a workflow, or of a command for one; else empty."""
+        return "" if self.execution_id else self._read("workflowId")
+
+    def _read(self, key: str) -> str:
         try:
-            found = json.loads(self.body)["executionId"]
-        except (ValueError, TypeError, KeyError):
+            found = json.loads(self.body)[key]
+        except (ValueError, TypeError, KeyError, RecursionError):
             return ""
-        return str(found)
+        return "" if found is None else str(found)
 
 
 async def dead_letters(url: str, names: Names, most: int = _MOST) -> list[DeadLetter]:

@@ -130,7 +130,7 @@ class Coordinator:
             request = decode_workflow_request(delivery.body, self._max_body_bytes)
             begin, plans = self._begin(request, delivery)
         except RequestRefused as error:
-            return _refusal(delivery, error, request)
+            return self._request_refused(delivery, error, request)
         actions |= {stage.action for plan in plans for stage in plan.stages.values() if stage.action}
         return begin
 
@@ -161,8 +161,14 @@ class Coordinator:
         request: WorkflowRequest | None = None
         with contextlib.suppress(RequestRefused):
             request = decode_workflow_request(delivery.body, self._max_body_bytes)
-        await self._ledger.coordinating([_refusal(delivery, error, request)])
+        await self._ledger.coordinating([self._request_refused(delivery, error, request)])
         await self._bus.acknowledge([delivery])
+
+    def _request_refused(
+        self, delivery: Delivery, error: RequestRefused, request: WorkflowRequest | None
+    ) -> RefusedRequest:
+        # Its exchange asks for no routing key: sent again without one, it would be taken for a request for a job.
+        return _refusal(dataclasses.replace(delivery, routing_key=self._names.workflows), error, request)
 
     async def _hear(self, actions: set[str]) -> None:
         """Hear of the ends of these actions' jobs, before any is asked for."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import secrets
 import signal
@@ -111,6 +112,21 @@ def test_who_stops_waiting_is_told_what_goes_on(coordinator: DaemonProcess) -> N
     assert process.returncode == 130
     assert told == "jef: slow-1 is not stopped by this; see: jef workflows show slow-1\n"
     assert coordinator.jef("workflows", "cancel", "slow-1").returncode == 0
+
+
+def test_what_was_refused_is_sent_again_once_it_is_mended(coordinator: DaemonProcess) -> None:
+    """As a request for a workflow, which the exchange that takes those asks for no routing key."""
+    assert coordinator.jef("workflows", "start", "missing", "--id", "mended").returncode == 1
+    letters = coordinator.jef("dead-letters", "list", "--json").stdout.splitlines()
+    (letter,) = [found for found in map(json.loads, letters) if found["workflowId"] == "mended"]
+    assert letter["routingKey"] == f"{coordinator.prefix}.workflows"
+    folder = coordinator.folder / "data" / "workflows"
+    (folder / "missing.yaml").write_text(f"name: missing\n{DEFINITIONS['other']}")
+    replayed = coordinator.jef("dead-letters", "replay", "mended")
+    assert replayed.stdout == "1 sent again\n", replayed
+    waited = coordinator.jef("workflows", "start", "other", "--id", "mended", "--wait")
+    assert waited.returncode == 0, waited
+    assert "there is a workflow mended already, a 'missing'" in waited.stderr
 
 
 def test_without_a_coordinator_it_is_said_that_one_is_missing(coordinator: DaemonProcess) -> None:
