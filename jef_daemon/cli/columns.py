@@ -18,6 +18,7 @@ def columns(rows: Sequence[Sequence[str]], before: str = "") -> Iterator[str]:
         rows: of equal length.
         before: stands before each line.
     """
+    rows = [[plain(cell) for cell in row] for row in rows]
     widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)][:-1]
     for row in rows:
         cells = [f"{cell:<{width}}  " for cell, width in zip(row, widths, strict=False)]
@@ -29,6 +30,11 @@ def print_columns(rows: Sequence[Sequence[str]]) -> None:
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
     for line in columns(rows):
         typer.echo(line if len(line) <= width or not width else f"{line[: width - 1]}…")
+
+
+def plain(text: str) -> str:
+    """A text in one line, without what would move a terminal's cursor: ids and messages come from anywhere."""
+    return "".join(sign if sign.isprintable() else " " for sign in text)
 
 
 def short(text: str) -> str:

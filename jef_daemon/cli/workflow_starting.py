@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jef_daemon.cli.app import common
+from jef_daemon.cli.columns import plain
 from jef_daemon.cli.submitting import pairs_of
 from jef_daemon.cli.workflow_definitions import workflows
 from jef_daemon.errors import BrokerError, ExitCode, SettingsError
@@ -132,7 +133,7 @@ async def _follow(seen: Statuses, request: Mapping[str, Any]) -> str:
             )
         is_first = False
         head = f"{told['timestamp']} {identifier} {told['status']} {told['progress']}%"
-        typer.echo(f"{head} {told['message']}".rstrip())
+        typer.echo(plain(f"{head} {told['message']}").rstrip())
         if told["status"] in _ENDS:
             return str(told["status"])
 

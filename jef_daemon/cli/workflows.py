@@ -11,7 +11,7 @@ import typer
 
 from jef_daemon.cli import workflow_starting  # noqa: F401  help shows commands in the order in which they come
 from jef_daemon.cli.app import common
-from jef_daemon.cli.columns import columns, print_columns, short
+from jef_daemon.cli.columns import columns, plain, print_columns, short
 from jef_daemon.cli.control import who
 from jef_daemon.cli.jobs import statuses_of
 from jef_daemon.cli.submitting import pairs_of
@@ -91,7 +91,7 @@ def history(identifier: WorkflowId, as_json: AsJson = False) -> None:
             told = {"at": entry.at, "event": entry.event, "stage": entry.stage, "actor": entry.actor}
             typer.echo(json.dumps({**told, "reason": entry.reason}))
         else:
-            why = f": {entry.reason}" if entry.reason else ""
+            why = f": {plain(entry.reason)}" if entry.reason else ""
             typer.echo(f"{when(entry.at)}  {entry.stage or '-':<20}{entry.event} by {entry.actor}{why}")
 
 
@@ -173,9 +173,8 @@ def _lasted(state: State) -> float | None:
 
 def _lines(kept: Kept, told: Mapping[str, Any]) -> Iterator[str]:
     state = kept.state
-    yield f"{state.workflow_id}  {kept.name} ({kept.revision})  {state.status.value}  {state.progress}%"
-    if state.message:
-        yield state.message
+    yield f"{plain(state.workflow_id)}  {kept.name} ({kept.revision})  {state.status.value}  {state.progress}%"
+    yield from map(plain, state.message.splitlines())
     yield (
         f"started {when(state.started_at)}  finished {when(state.finished_at)}  took {took(_lasted(state))}"
     )

@@ -20,6 +20,7 @@ from tests.support.process import ROOT, DaemonProcess
 DEFINITIONS = {
     "line": "required: [asset]\nstages:\n- {name: first, action: staged}\n"
     "- {name: many, action: staged, forEach: [x, y], configuration: {result: 'r{{ item }}'}}",
+    "noisy": 'stages: [{name: first, action: staged, configuration: {result: "a\\nb\\e[2J"}}]',
     "other": "stages: [{name: first, action: staged}]",
     "slow": "stages: [{name: first, action: slow, configuration: {seconds: 60}}]",
 }
@@ -78,6 +79,19 @@ def test_columns_stay_apart_whatever_stands_in_them(coordinator: DaemonProcess) 
     listed = coordinator.jef("workflows", "list", COLUMNS="60").stdout.splitlines()
     assert listed[0].split() == ["id", "workflow", "status", "%", "began", "took", "message"]
     assert listed[1].split()[:4] == [identifier, "line", "COMPLETED", "100"]
+
+
+def test_what_comes_from_outside_moves_no_cursor(coordinator: DaemonProcess) -> None:
+    """Nor does it make a line of its own, where each line is a row."""
+    identifier = "no\nisy\x1b[2J"
+    done = coordinator.jef("workflows", "start", "noisy", "--id", identifier, "--wait")
+    assert done.returncode == 0, done
+    for words in (("show", identifier), ("history", identifier), ("list", "--workflow", "noisy")):
+        shown = coordinator.jef("workflows", *words).stdout
+        assert "\x1b" not in shown
+        assert not [line for line in shown.splitlines() if line.startswith(("isy", "b"))]
+    assert "\x1b" not in done.stdout
+    assert all(line.startswith("20") for line in done.stdout.splitlines())
 
 
 def test_a_status_that_is_none_is_told(coordinator: DaemonProcess) -> None:
