@@ -83,10 +83,12 @@ async def _start(request: Mapping[str, Any], *, wait: bool) -> bool:
         if not is_taken:
             _tell(f"no coordinator runs on this broker: {identifier} begins when one does (jef run)")
         if wait and seen is not None:
-            return await _follow(seen, request) == "COMPLETED"
+            return await _follow(seen, request)
         first = await _first(seen, identifier) if is_taken and seen is not None else None
     if first is not None and (first.get("error") or {}).get("type") == "RequestRefused":
         _tell(f"refused: {first['message']}")
+        return False
+    if first is not None and _is_another(first, request):
         return False
     typer.echo(identifier)
     return True
@@ -120,22 +122,26 @@ async def _first(seen: Statuses, identifier: str) -> Mapping[str, Any] | None:
     return None
 
 
-async def _follow(seen: Statuses, request: Mapping[str, Any]) -> str:
-    """Tell how it goes, until its end."""
-    identifier, is_first = request["workflowId"], True
+async def _follow(seen: Statuses, request: Mapping[str, Any]) -> bool:
+    """Tell how it goes, until its end; returns whether it is COMPLETED."""
     while True:
         told = await seen.get()
-        if told.get("workflowId") != identifier:
+        if told.get("workflowId") != request["workflowId"]:
             continue
-        if is_first and told["workflow"] != request["workflow"]:
-            _tell(
-                f"there is a workflow {identifier} already, a {told['workflow']!r}: this is what became of it"
-            )
-        is_first = False
-        head = f"{told['timestamp']} {identifier} {told['status']} {told['progress']}%"
+        if _is_another(told, request):
+            return False
+        head = f"{told['timestamp']} {told['workflowId']} {told['status']} {told['progress']}%"
         typer.echo(plain(f"{head} {told['message']}").rstrip())
         if told["status"] in _ENDS:
-            return str(told["status"])
+            return bool(told["status"] == "COMPLETED")
+
+
+def _is_another(told: Mapping[str, Any], request: Mapping[str, Any]) -> bool:
+    """Whether the id was taken: then what was asked for has not begun, and never will."""
+    if told["workflow"] == request["workflow"]:
+        return False
+    _tell(f"not started: {told['workflowId']} is the id of a {told['workflow']!r}, which is {told['status']}")
+    return True
 
 
 def _tell(said: str) -> None:
