@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import selectors
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class ManualClock:
@@ -47,7 +49,7 @@ class _Loop(asyncio.SelectorEventLoop):
         return super().time() + self._jumping.ahead_s
 
 
-def run_at_once(test: Coroutine[Any, Any, None]) -> None:
+def run_at_once(test: Coroutine[Any, Any, T]) -> T:
     """Run what waits for time alone: its hours pass at once, in their order. Threads and sockets would be too late."""
     with asyncio.Runner(loop_factory=_Loop) as runner:
-        runner.run(test)
+        return runner.run(test)

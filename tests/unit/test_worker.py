@@ -177,7 +177,12 @@ async def test_a_drain_interrupts_what_was_claimed(tmp_path: Path, after: int, m
     bench.worker.start_nothing_more()
     await bench.worker.drain(0.0, haste)
     event = await bench.outcome()
-    assert isinstance(event, Interrupted if may_run_again else Failed)
+    why = "the daemon was stopped while it ran"
+    if may_run_again:
+        assert isinstance(event, Interrupted)
+        assert (event.reason, bool(event.token)) == (why, True)
+    else:
+        assert event == Failed(actor="daemon", error_type="Interrupted", error_message=why)
 
 
 @pytest.mark.parametrize("may_run_again", [False, True])
