@@ -66,7 +66,8 @@ def check(
     for source in sources:
         if source.file not in wrong_files:
             definition = source.plan.definition
-            typer.echo(f"{source.file}: ok, {len(definition.stages)} stages, revision {definition.revision}")
+            stages = f"{len(definition.stages)} stage{'s' if len(definition.stages) > 1 else ''}"
+            typer.echo(f"{source.file}: ok, {stages}, revision {definition.revision}")
     if problems:
         raise typer.Exit(ExitCode.FAILED)
 
@@ -126,6 +127,10 @@ def _files(named: list[Path], folder: Path | None) -> list[Path]:
     """All that is to be checked: files that end otherwise too, as nobody would find them."""
     folders = [path for path in named if path.is_dir()] if named else [_library(folder).folder]
     for each in folders:
+        try:
+            next(each.iterdir(), None)  # as a pattern, what cannot be read is empty
+        except OSError as error:
+            raise NotFound(f"{each} cannot be read: {error.strerror}") from None
         found = sorted(path for kind in ("*.yaml", "*.yml") for path in each.glob(kind))
         if not found:
             raise NotFound(f"there is no definition in {each}; put NAME.yaml there")

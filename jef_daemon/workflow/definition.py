@@ -202,4 +202,4 @@ def json_schema() -> dict[str, Any]:
     stage["oneOf"] = [
         {"required": [key], "properties": {key: {"type": "string"}}} for key in ("action", "workflow")
     ]
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "jef workflow", **found}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **found, "title": "jef workflow"}

@@ -105,6 +105,10 @@ class Library:
         return found and (found.st_mtime_ns, found.st_size)
 
     def _unknown(self, name: str) -> str:
+        try:
+            next(self.folder.iterdir(), None)  # as a pattern, what cannot be read is empty
+        except OSError as error:
+            return f"there is no workflow {name!r}: the folder cannot be read: {error.strerror}"
         known = [each for each in self.names() if _NAME.search(each)]
         near = difflib.get_close_matches(name, known, 1)
         there = ", ".join(known[:_SHOWN]) + (", …" if len(known) > _SHOWN else "") or "none"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from typer.testing import CliRunner, Result
@@ -29,3 +30,27 @@ def test_a_folder_is_checked_with_what_nobody_would_find(tmp_path: Path) -> None
             "v.yaml:2: stage a.workflow: the workflow 'inner' has mistakes of its own",
             "w.yaml:2: stage a.workflow: the workflow 'inner' has mistakes of its own",
         ]
+
+
+def test_a_folder_that_cannot_be_read_is_not_an_empty_one(tmp_path: Path) -> None:
+    folder = tmp_path / "nowhere"
+    checked = jef("check", "--folder", folder)
+    assert str(checked.exception) == f"{folder} cannot be read: No such file or directory"
+    drawn = jef("draw", "w", "--folder", folder)
+    said = f"{folder}: there is no workflow 'w': the folder cannot be read: No such file or directory"
+    assert str(drawn.exception) == said
+    tmp_path.joinpath("empty").mkdir()
+    empty = jef("check", "--folder", tmp_path / "empty")
+    assert str(empty.exception) == f"there is no definition in {tmp_path / 'empty'}; put NAME.yaml there"
+
+
+def test_what_is_right_is_told_with_its_revision(tmp_path: Path) -> None:
+    file = tmp_path / "w.yaml"
+    for stages, told in (
+        ("{name: a, action: x}", "1 stage"),
+        ("{name: a, action: x}, {name: b, action: x}", "2 stages"),
+    ):
+        file.write_text(f"name: w\nstages: [{stages}]")
+        done = jef("check", "--without-actions", file)
+        assert (done.exit_code, done.stdout.partition(", revision ")[0]) == (0, f"{file}: ok, {told}")
+    assert json.loads(jef("schema").stdout)["title"] == "jef workflow"
