@@ -159,7 +159,7 @@ class Updates:
         """
         known = control.execution_id is not None and await self.knows(control.execution_id)
         consequences = await self._command([Command(control, actor)])
-        if not known:
+        if not known or control.execution_id in consequences.unknown:  # or handed back between the two looks
             await self._elsewhere.send_command(control)
         return consequences
 
