@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Protocol
 
 import structlog
@@ -175,21 +175,29 @@ class Updates:
 
     async def _take_updates(self, batch: Sequence[Delivery]) -> None:
         ours: list[Reported] = []
+        others: list[Callable[[], Awaitable[None]]] = []
         for delivery in batch:
             try:
                 update = decode_update(delivery.body, self.max_body_bytes)
             except RequestRefused as error:
-                await self._refuse(delivery, error, _UPDATES)
+                others.append(functools.partial(self._refuse, delivery, error, _UPDATES))
                 continue
             ledger = self._elsewhere.ledger_of(update)
             if ledger is None or is_handed_on(delivery):
                 ours.append(self._reported(update, delivery))
-            elif not await self._elsewhere.hand_on_update(delivery, ledger):
-                self._note_gone(ledger, update)
-                await self._answer(delivery, GONE)
+            else:
+                others.append(functools.partial(self._hand_on, delivery, update, ledger))
         if ours:
             await self._apply(ours)
+        # Behind what one of ours may make fail: then all come again, one by one, and nobody is to be told twice.
+        for each in others:
+            await each()
         await self._bus.acknowledge(batch)
+
+    async def _hand_on(self, delivery: Delivery, update: Update, ledger: str) -> None:
+        if not await self._elsewhere.hand_on_update(delivery, ledger):
+            self._note_gone(ledger, update)
+            await self._answer(delivery, GONE)
 
     async def _apply(self, reported: Sequence[Reported]) -> list[dict[str, object]]:
         answers, consequences = await self._ledger.updating(reported)
@@ -216,13 +224,16 @@ class Updates:
 
     async def _take_commands(self, batch: Sequence[Delivery]) -> None:
         controls: list[tuple[Control, Delivery]] = []
+        refused: list[tuple[Delivery, RequestRefused]] = []
         for delivery in batch:
             try:
                 controls.append((decode_control(delivery.body, self.max_body_bytes), delivery))
             except RequestRefused as error:
-                await self._refuse(delivery, error, _CONTROL)
+                refused.append((delivery, error))
         if controls:
             await self._carry_out(controls)
+        for delivery, why in refused:  # behind those, as with updates
+            await self._refuse(delivery, why, _CONTROL)
         await self._bus.acknowledge(batch)
 
     async def _carry_out(self, controls: Sequence[tuple[Control, Delivery]]) -> None:

@@ -141,10 +141,10 @@ class LockService:
                 requests.append(self._read(delivery))
             except RequestRefused as error:
                 refusals.append(Refusal(error, delivery, "locks"))
-        if refusals:
-            await self._refuse(refusals)
         if requests:
             self._touched |= await self._decided(requests, batch[-1].session)
+        if refusals:  # behind what may fail: then all come again, one by one, and nobody is to be told twice
+            await self._refuse(refusals)
         await self._bus.acknowledge(batch)
 
     def _read(self, delivery: Delivery) -> Request:

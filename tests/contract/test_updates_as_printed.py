@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import sqlite3
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -228,3 +229,33 @@ def received(sent: Outgoing) -> Delivery:
     """What a daemon handed on, as it arrives."""
     headers = dict(sent.headers or {})
     return Delivery(HANDED_ON, sent.body, 1, 1, False, "", headers, sent.reply_to, sent.correlation_id)
+
+
+@pytest.mark.parametrize(
+    ("source", "body"),
+    [
+        (":updates", {"executionId": "N", "status": "RUNNING", "token": IDENTITY}),
+        (":control", {"executionId": "N", "command": "resume"}),
+    ],
+)
+async def test_nobody_is_told_twice_where_one_of_a_batch_fails(
+    desks: tuple[Desk, Desk], tmp_path: Path, source: str, body: dict[str, str]
+) -> None:
+    """The others come again, one by one: also what was refused before the fault was met."""
+    desk = desks[0]
+    with sqlite3.connect(tmp_path / "a.db", timeout=10) as ledger:
+        ledger.execute("UPDATE executions SET status = 'NONSENSE' WHERE execution_id = '625'")
+    ledger.close()
+    inbox = desk.updates.updates if source == ":updates" else desk.updates.commands
+    texts = ["{", json.dumps(body).replace("N", "625", 1), json.dumps(body).replace("N", "624", 1)]
+    for tag, text in enumerate(texts, 1):
+        inbox.deliver(Delivery(source, text.encode(), tag, 1, False, source, {}, "me", str(tag)))
+    running = asyncio.create_task(desk.updates.run())
+    async with asyncio.timeout(10):
+        await desk.updates.finish()
+    running.cancel()
+    posted = await desk.ledger.outbox(0, 1000)
+    answers = [each for each in [*posted, *desk.bus.published] if each.routing_key == "me"]
+    assert sorted(answer.correlation_id or "" for answer in answers) == ["1", "2", "3"]
+    assert [each.correlation_id for each in posted if each.exchange == "jef.dead"] == ["1", "2"]
+    assert [delivery.tag for delivery in desk.bus.acknowledged] == [1, 2, 3]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from jef_daemon.lock.service import LockBus, LockLedger, LockService
-from jef_daemon.ports import Delivery
+from jef_daemon.ports import Delivery, Outgoing, Refusal
 from tests.support.clock import ManualClock
 
 
@@ -42,14 +42,33 @@ class Ledger:
     async def take_over_locks(self, grace_s: float) -> None:
         self.asked.append("take over")
 
+    async def accepting(self, messages: Sequence[Refusal]) -> None:
+        self.asked += [f"refuse {message.delivery.tag}" for message in messages]
+
+
+class Faulty(Ledger):
+    """Meets a fault at one owner."""
+
+    def deciding(self, requests: Sequence[Any], now: float) -> asyncio.Future[set[str]]:
+        if any(request.owner == "o2" for request in requests):
+            raise KeyError("a fault")
+        return super().deciding(requests, now)
+
 
 class Bus:
     """Connected."""
 
     session = 1
 
+    def __init__(self) -> None:
+        self.answered: list[str | None] = []
+
     async def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
         """Nothing comes of it."""
+
+    async def publish(self, messages: Sequence[Outgoing]) -> asyncio.Future[None]:
+        self.answered += [message.correlation_id for message in messages]
+        return asyncio.get_running_loop().create_future()
 
 
 def request(number: int) -> Delivery:
@@ -72,3 +91,18 @@ async def test_nothing_is_decided_while_leases_are_moved() -> None:
     ledger.may_move.set()
     await asyncio.gather(first, second)
     assert ledger.asked[2:] == ["shift", "take over", "decide", "decide"]
+
+
+async def test_nobody_is_told_twice_where_one_of_a_batch_fails() -> None:
+    """The others come again, one by one: also what was refused before the fault was met."""
+    ledger, bus = Faulty(), Bus()
+    service = LockService(cast("LockLedger", ledger), cast("LockBus", bus), "jef.", clock=ManualClock())
+    service.deliver(Delivery("locks", b"{", 1, 1, reply_to="q", correlation_id="wrong"))
+    for number in (2, 3):
+        service.deliver(request(number))
+    running = asyncio.create_task(service._inbox.run())
+    async with asyncio.timeout(10):
+        await service.finish()
+    running.cancel()
+    assert ledger.asked == ["take over", "refuse 1", "refuse 2", "decide"]
+    assert bus.answered == ["wrong", "c"]
