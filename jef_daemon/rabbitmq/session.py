@@ -21,7 +21,7 @@ from jef_daemon.ports import Delivery, Outgoing
 from jef_daemon.rabbitmq import unreadable
 from jef_daemon.rabbitmq.deliveries import Deliveries
 from jef_daemon.rabbitmq.publisher import Publisher
-from jef_daemon.rabbitmq.refusals import current_value
+from jef_daemon.rabbitmq.refusals import current_value, reason
 from jef_daemon.rabbitmq.tap import TappedConnection
 from jef_daemon.rabbitmq.topology import (
     CONTROL,
@@ -214,9 +214,12 @@ class Session:
         A `reply_to` that the user may not publish to closes the channel; the answers on it are given up.
         """
         if self._replies is None:
-            channel = await self._connection.channel(publisher_confirms=True)
+            try:
+                channel = await self._connection.channel(publisher_confirms=True)
+                underlay = cast("aiormq.Channel", await channel.get_underlay_channel())
+            except Exception as error:  # noqa: BLE001  the client raises what it likes where the connection is closing
+                raise ConnectionError(reason(error)) from None
             channel.close_callbacks.add(lambda _, error: self._lose_replies(error))
-            underlay = cast("aiormq.Channel", await channel.get_underlay_channel())
             self._replies = self._publish_on(underlay)
         return await self._replies.publish(messages)
 

@@ -165,6 +165,20 @@ async def test_one_that_cannot_be_taken_leaves_the_others_alone(client: Client) 
     assert failures == ["not that one"]
 
 
+async def test_an_answer_that_meets_a_closing_connection_has_lost_it(client: Client) -> None:
+    """In the words of everything that a lost connection takes along: else it would be its own message's fault."""
+    bus = RabbitBus(client.url, Names(client.prefix), [], Bus(), lambda _: None)
+    async with running(bus):
+        session = bus._session
+        assert session is not None
+        closing = asyncio.create_task(session._connection.close())
+        await asyncio.sleep(0)
+        assert not session.is_broken
+        with pytest.raises(ConnectionError):
+            await bus.publish([Outgoing(0, "", "foreign", b"{}")])
+        await closing
+
+
 @pytest.mark.parametrize("patience_s", [10.0, 0.1], ids=["refused", "given up"])
 async def test_a_connection_that_was_not_opened_is_closed(patience_s: float) -> None:
     """Else it would close itself when it is thrown away, in a task that no loop may be there for any more."""
