@@ -96,4 +96,6 @@ class Driver:
         try:
             execute(words, bound)
         except fault as error:
-            raise DBAPIError.instance(words, bound, error, fault, dialect=self._dialect) from error
+            raise DBAPIError.instance(
+                words, bound, error, fault, hide_parameters=True, dialect=self._dialect
+            ) from error

@@ -62,7 +62,9 @@ def open_engine(ledger_url: str, *, read_only: bool = False) -> Engine:
             Path(url.database or "").parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise LedgerUnavailable(f"the ledger's folder cannot be made: {error}") from None
-    engine = create_engine(url, connect_args={"timeout": _BUSY_S, "check_same_thread": False})
+    # Values are the jobs' own, and tokens: no error is to carry them into a log, or to whoever waits for an answer.
+    connecting = {"timeout": _BUSY_S, "check_same_thread": False}
+    engine = create_engine(url, connect_args=connecting, hide_parameters=True)
     event.listen(engine, "connect", _set_up_reader if read_only else _set_up_writer)
     event.listen(engine, "begin", _begin_reading if read_only else _begin_writing)
     return engine

@@ -11,7 +11,8 @@ fsyncs, and the next one would wait for the second.
 
 If an operation is at fault, the batch is rolled back and each operation runs alone, so that only the
 culprit fails. If the ledger is at fault (disk full, locked, read-only), the batch is tried again until it
-goes through: callers wait, nothing is lost, the log says so once.
+goes through: callers wait, nothing is lost, the log says so once. Where it is damaged, whoever meets that hears so:
+no operation is at fault.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ from typing import Any
 
 import structlog
 from sqlalchemy import Connection, Engine, func, select
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DatabaseError, DBAPIError, InternalError, OperationalError
 
 from jef_daemon.commits import Commit, OnCommit, Tally
-from jef_daemon.errors import LedgerUnavailable
+from jef_daemon.errors import LedgerError, LedgerUnavailable
 from jef_daemon.ledger import calling, claiming, door, locking, schema
 from jef_daemon.ledger.opening import explain
 from jef_daemon.ledger.terms import Terms
@@ -45,6 +46,10 @@ _CONFIRM_WITHIN_S = 0.05
 """How long a confirmation waits for a transaction to ride with."""
 _KINDS = ("accept", "save", "apply", "decide", "hear", "claim", "confirm", "other")
 """Order within a transaction."""
+
+
+_DAMAGED = frozenset({DatabaseError, InternalError})
+"""What a database says of itself; the kinds of a `DatabaseError` are of a statement and its values."""
 
 
 @dataclass(slots=True)
@@ -150,7 +155,7 @@ class Writer:
                 pause = min(pause * 2, _RETRY_MOST_S)
             except Exception as error:  # noqa: BLE001  one operation is at fault: find it, spare the others
                 if len(batch) == 1:
-                    return self._report(batch, [error], [])
+                    return self._report(batch, [self._fault(error)], [])
                 for operation in batch:
                     self._commit([operation])
                 return None
@@ -201,6 +206,12 @@ class Writer:
 
     def _report(self, batch: Sequence[Operation], results: Sequence[Any], outbox: list[Outgoing]) -> None:
         self._loop.call_soon_threadsafe(self._deliver, batch, results, outbox)
+
+    def _fault(self, error: Exception) -> Exception:
+        """What a caller hears. Some parts of a damaged ledger may still work: others would blame the messages."""
+        if type(error) in _DAMAGED and isinstance(error, DBAPIError):
+            return LedgerError(explain(error, self._engine.url))
+        return error
 
     def _stall(self, error: DBAPIError) -> None:
         self.tried_at = self._clock.monotonic()

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import insert
+from sqlalchemy.exc import IntegrityError
 
-from jef_daemon.errors import LedgerInUse, LedgerTooNew, LedgerUnavailable, NotFound, RequestRefused
+from jef_daemon.errors import (
+    LedgerError,
+    LedgerInUse,
+    LedgerTooNew,
+    LedgerUnavailable,
+    NotFound,
+    RequestRefused,
+)
 from jef_daemon.events import Completed, Failed, Progressed
-from jef_daemon.ledger import Filter, Reader, SqlLedger
+from jef_daemon.ledger import Filter, Reader, SqlLedger, schema
+from jef_daemon.ledger.transaction import Transaction
 from jef_daemon.lifecycle import Execution, Status
 from jef_daemon.names import Names
 from jef_daemon.ports import Accepted, Arrival, Capacity, Delivery, Outgoing, Refusal
@@ -485,3 +496,38 @@ def test_the_migrations_make_exactly_the_tables(tmp_path: Path) -> None:
             )
         engine.dispose()
     assert described[0] == described[1]
+
+
+async def test_a_damaged_ledger_is_no_message_s_fault(tmp_path: Path, url: str, clock: ManualClock) -> None:
+    """Parts of it may still work, as that which keeps dead letters: a whole queue would become some."""
+    async with SqlLedger(url, Names("t"), clock):
+        pass
+    with sqlite3.connect(tmp_path / "ledger.db") as database:
+        [size] = database.execute("PRAGMA page_size").fetchone()
+        [page] = database.execute("SELECT rootpage FROM sqlite_master WHERE name = 'executions'").fetchone()
+    database.close()
+    with (tmp_path / "ledger.db").open("r+b") as file:
+        file.seek((page - 1) * size)
+        file.write(b"\xff" * size)
+    async with SqlLedger(url, Names("t"), clock) as ledger:
+        with pytest.raises(LedgerError, match="the file is damaged; restore it from a backup"):
+            await ledger.accept([arrival("1")])
+        refusal = Refusal(RequestRefused("not-json", "the body is no JSON"), Delivery("a", b"{", 1, 1), "a")
+        assert await ledger.accept([refusal]) == [Accepted.REFUSED]
+
+
+@pytest.mark.parametrize("way", ["connection", "driver"])
+async def test_no_error_carries_what_was_to_be_written(ledger: SqlLedger, way: str) -> None:
+    """It is logged, and told to whoever waits: tokens are among it."""
+    statement, row = insert(schema.requests), {"execution_id": "1", "body": "secret"}
+
+    def twice(transaction: Transaction) -> None:
+        for _ in range(2):
+            if way == "driver":
+                transaction.driver.change(statement, row)
+            else:
+                transaction.connection.execute(statement, row)
+
+    with pytest.raises(IntegrityError, match="UNIQUE") as caught:
+        await ledger._other(twice)
+    assert "secret" not in str(caught.value)
