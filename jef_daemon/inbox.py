@@ -2,6 +2,9 @@
 
 One that cannot be taken by a fault of ours, whichever that is, must not end the daemon: it would come again, and end
 the next one, with all jobs that run there. So a batch that fails is taken one by one, and what fails alone is left out.
+
+If many in a row fail, it is rather us than them: they are tried slowly from then on, so that a queue full of good
+messages is not a queue of dead letters before anybody has looked.
 """
 
 from __future__ import annotations
@@ -15,6 +18,11 @@ from jef_daemon.errors import JefError, RequestRefused
 from jef_daemon.ports import Delivery
 
 log = structlog.get_logger()
+
+_IN_A_ROW = 20
+"""So many may be at fault one after another."""
+_PAUSE_S = 5.0
+"""Before each of those that come behind them, until one is taken."""
 
 
 class Inbox:
@@ -36,6 +44,8 @@ class Inbox:
         self._leave_out = leave_out
         self._at_once = at_once
         self._waiting: list[Delivery] = []
+        self._failed = 0
+        """So many were left out since one was taken."""
         self._arrived = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -61,16 +71,27 @@ class Inbox:
         await self._idle.wait()
 
     async def _hand_over(self, batch: Sequence[Delivery]) -> None:
+        if self._failed >= _IN_A_ROW:
+            await asyncio.sleep(_PAUSE_S)
         try:
             await self._take(batch)
-        except (JefError, OSError):
-            raise  # what concerns all of them: the ledger, the broker
-        except Exception as error:
-            if len(batch) > 1:
-                for each in batch:
-                    await self._hand_over([each])
-                return
-            log.error("message_failed", queue=batch[0].source, exc_info=error, consequence="it is left out")
-            why = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-            said = f"to take it failed, by a fault of the daemon: {why}"
-            await self._leave_out(batch[0], RequestRefused("message-failed", said))
+        except (JefError, OSError, MemoryError):
+            raise  # what concerns all of them: the ledger, the broker, the machine
+        except Exception as error:  # noqa: BLE001  whichever fault it is, it is to end nothing but this message
+            if len(batch) == 1:
+                return await self._give_up(batch[0], error)
+            for each in batch:
+                await self._hand_over([each])
+        else:
+            self._failed = 0
+        return None
+
+    async def _give_up(self, delivery: Delivery, error: Exception) -> None:
+        self._failed += 1
+        log.error("message_failed", queue=delivery.source, exc_info=error, consequence="it is left out")
+        if self._failed == _IN_A_ROW:
+            rate = f"one of them is tried every {_PAUSE_S:g} s until one is taken"
+            log.critical("messages_failing", queue=delivery.source, in_a_row=_IN_A_ROW, consequence=rate)
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+        said = f"to take it failed, by a fault of the daemon: {why}"
+        await self._leave_out(delivery, RequestRefused("message-failed", said))

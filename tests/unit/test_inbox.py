@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 import pytest
+import structlog
 
 from jef_daemon.errors import LedgerUnavailable, RequestRefused
 from jef_daemon.inbox import Inbox
@@ -63,10 +64,31 @@ async def test_only_what_fails_alone_is_left_out_and_all_stays_in_order() -> Non
     assert taker.left_out == [(2, said), (5, said)]
 
 
-@pytest.mark.parametrize("error", [LedgerUnavailable("no ledger"), ConnectionError("no broker")])
+@pytest.mark.parametrize(
+    "error", [LedgerUnavailable("no ledger"), ConnectionError("no broker"), MemoryError("no memory")]
+)
 async def test_what_concerns_all_of_them_is_no_fault_of_one(error: Exception) -> None:
     """Nothing is left out: it will be delivered again, to this daemon or the next."""
     taker = Taker(2, error=error)
     with pytest.raises(type(error)):
         await taken(taker, 3)
     assert (taker.batches, taker.left_out) == ([[1, 2, 3]], [])
+
+
+async def test_where_all_fail_they_are_tried_slowly_until_one_is_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is not their fault then: somebody has time to look before a queue is one of dead letters."""
+    turn, pauses = asyncio.sleep, list[tuple[int, float]]()
+    taker = Taker(*range(1, 26), 27)
+
+    async def pause(seconds: float) -> None:
+        pauses.append((len(taker.batches), seconds))
+        await turn(0)
+
+    monkeypatch.setattr(asyncio, "sleep", pause)
+    with structlog.testing.capture_logs() as logs:
+        await taken(taker, 27, at_once=1)
+    assert taker.taken == [*range(-1, -26, -1), 26, -27]
+    assert pauses == [(tried, 5.0) for tried in range(20, 26)]
+    assert [entry["in_a_row"] for entry in logs if entry["event"] == "messages_failing"] == [20]
