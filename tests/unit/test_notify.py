@@ -191,6 +191,26 @@ async def test_what_a_full_queue_refuses_holds_nothing_else_up(monkeypatch: pyte
     assert bus.sent == [1, 2, 3, 4, 5, 6, *[1, 2] * 7]
 
 
+async def test_what_is_on_its_way_is_waited_for_before_anything_is_sent_again() -> None:
+    """It may still be confirmed: else it would go out twice for nothing."""
+    outbox, bus = FakeOutbox(), FakeBus()
+    bus.confirms = False
+    notifier, task = await start(outbox, bus)
+    for number in (1, 2):
+        outbox.commit(message(number))
+        await asyncio.wait_for(bus.came.wait(), 5)
+        bus.came.clear()
+    [(_, first), (_, second)] = bus.batches
+    bus.confirms = True
+    first.set_exception(ConnectionError("lost"))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert bus.sent == [1, 2]
+    second.set_result(None)
+    await finish(notifier, task)
+    assert bus.sent == [1, 2, 1]
+
+
 async def test_what_the_broker_takes_to_confirm_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """From the hand-over on; what it refused was not confirmed."""
     now = 100.0
