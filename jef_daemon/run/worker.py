@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import structlog
 
+from jef_daemon.errors import JefError
 from jef_daemon.events import Event, Failed, Stopped
 from jef_daemon.ports import Applied, Capacity, Claimed, Ledger, Lost, Stop
 from jef_daemon.run.attempt import STOP_S, Attempt, interruption
@@ -231,6 +232,9 @@ class Worker:
             outcome = interruption(self._actions[execution.action]) if error is None else failed(error)
             event = attempt.ending.result() if attempt.ending.done() else outcome
             self._ledger.applying(execution.execution_id, execution.attempt, [event])
+        elif error is not None and not isinstance(error, JefError | OSError):
+            # What it came to could not be written, and it alone: it must not stay RUNNING either.
+            self._ledger.applying(execution.execution_id, execution.attempt, [failed(error)])
         self.wake()
 
     # --- one job -----------------------------------------------------------------------------------------

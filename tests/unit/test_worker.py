@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import pytest
 
 from jef_daemon import ActionExecutor, ActionExecutorResponse, ExecutionContext
+from jef_daemon.errors import LedgerUnavailable
 from jef_daemon.events import Completed, Event, Failed, Interrupted, Stopped
 from jef_daemon.lifecycle import Execution
 from jef_daemon.ports import Applied, Capacity, Claimed, Lost, Outgoing, Stop
@@ -44,6 +45,8 @@ class StubLedger:
     def __init__(self) -> None:
         self.claims: list[asyncio.Future[list[Claimed]]] = []
         self.applied: list[tuple[int | None, Event]] = []
+        self.fails: Exception | None = None
+        """What the first outcome meets."""
 
     def claiming(self, capacity: Capacity) -> asyncio.Future[list[Claimed]]:
         self.capacity = capacity
@@ -53,8 +56,12 @@ class StubLedger:
     def applying(
         self, execution_id: str, attempt: int | None, events: Sequence[Event]
     ) -> asyncio.Future[list[Applied]]:
-        self.applied += [(attempt, event) for event in events]
         done: asyncio.Future[list[Applied]] = asyncio.get_running_loop().create_future()
+        if self.fails is not None:
+            done.set_exception(self.fails)
+            self.fails = None
+            return done
+        self.applied += [(attempt, event) for event in events]
         done.set_result([])
         return done
 
@@ -213,6 +220,27 @@ async def test_a_job_that_breaks_around_its_executor_ends(bench: Bench) -> None:
     """A row that cannot be read, say: FAILED, and its slot is free."""
     bench.claimed(body="no JSON")
     assert isinstance(await bench.outcome(), Failed)
+
+
+async def test_an_outcome_that_cannot_be_written_is_a_failure(bench: Bench) -> None:
+    """By a fault of ours, whichever: else the job would be RUNNING for nobody until the daemon's next start."""
+    bench.ledger.fails = ValueError("surrogates not allowed")
+    bench.claimed()
+    Watched.answer.set()
+    event = await bench.outcome()
+    assert isinstance(event, Failed)
+    assert (event.error_type, event.error_message) == ("ValueError", "surrogates not allowed")
+
+
+async def test_an_outcome_that_a_closed_ledger_does_not_take_is_left_to_the_next_start(bench: Bench) -> None:
+    bench.ledger.fails = LedgerUnavailable("the ledger is closed")
+    bench.claimed()
+    Watched.answer.set()
+    async with asyncio.timeout(5):
+        await turns(1)
+        while bench.worker.running:
+            await asyncio.sleep(0)
+    assert bench.ledger.applied == []
 
 
 async def test_a_drain_leaves_a_cancel_what_it_is(bench: Bench) -> None:
