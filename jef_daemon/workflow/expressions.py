@@ -241,8 +241,16 @@ def expression(source: str) -> Expression:
     if inner:
         source = inner[1]
     tree = _parsed("{{ " + source + " }}")
+    if not _is_one(tree):
+        raise ExpressionError(f"{source.strip()}: braces stand around the whole expression, or not at all")
     compiled = _ENVIRONMENT.compile_expression(source, undefined_to_none=False)
     return Expression(source, frozenset(_reads(tree)), lambda names: compiled(**names))
+
+
+def _is_one(tree: nodes.Template) -> bool:
+    """Whether it is one expression and nothing beside: `{{ a }} == {{ b }}` is two, and a text."""
+    parts = [part for output in tree.find_all(nodes.Output) for part in output.nodes]
+    return len(parts) == 1 and not isinstance(parts[0], nodes.TemplateData)
 
 
 def is_template(value: Any) -> bool:

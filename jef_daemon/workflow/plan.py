@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import graphlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -185,9 +185,7 @@ def _name_flaws(definition: Definition) -> Iterator[Flaw]:
         seen.add(stage.name)
         for which, need in enumerate(stage.needs or ()):
             if need not in known:
-                yield Flaw(
-                    ("stages", number, "needs", which), f"there is no stage {need!r}{_like(need, known)}"
-                )
+                yield Flaw(("stages", number, "needs", which), _absent(need, known, definition))
         if stage.always and stage.goto:
             yield Flaw(
                 ("stages", number, "onFailure"), "behind an always stage nothing follows: fail or continue"
@@ -215,7 +213,9 @@ def _goto_flaws(definition: Definition, before: Mapping[str, set[str]]) -> Itera
         if goto is None or stage.always:
             continue
         if goto not in known:
-            yield Flaw(at, f"there is no stage {goto!r}{_like(goto, known)}")
+            yield Flaw(at, _absent(goto, known, definition))
+        elif goto == stage.name:
+            yield Flaw(at, "a stage cannot go on at itself; retry.attempts lets it have further jobs")
         elif stage.name not in before[goto]:
             yield Flaw(
                 at,
@@ -243,9 +243,10 @@ def _expression_flaws(definition: Definition, all_before: Mapping[str, set[str]]
     for where, text, is_bare in texts(definition):
         roots: tuple[str, ...] = LOCK_ROOTS
         before: set[str] = set()
+        own = ""
         if where[0] == "stages":
             stage = definition.stages[int(where[1])]
-            before = ordinary if stage.always else all_before[stage.name]
+            own, before = stage.name, ordinary if stage.always else all_before[stage.name]
             has_item = stage.for_each is not None and where[2] not in {"when", "forEach"}
             roots = ROOTS + (ITEM_ROOTS if has_item else ()) + (LAST_ROOTS if stage.always else ())
         try:
@@ -253,28 +254,41 @@ def _expression_flaws(definition: Definition, all_before: Mapping[str, set[str]]
         except ExpressionError as error:
             yield Flaw(where, str(error))
             continue
+        unseen = functools.partial(_unseen, own=own, before=before, definition=definition)
         for said in sorted(
-            {_unreadable(path, roots, declared, before, ordinary) for path in found.reads} - {""}
+            {_unreadable(path, roots, declared, before, unseen) for path in found.reads} - {""}
         ):
             yield Flaw(where, said)
 
 
 def _unreadable(
-    path: Path, roots: Iterable[str], declared: set[str], before: set[str], ordinary: set[str]
+    path: Path, roots: Iterable[str], declared: set[str], before: set[str], unseen: Callable[[str], str]
 ) -> str:
-    """Why a path leads nowhere; empty: it may lead somewhere."""
+    """Why a path leads nowhere; empty: it may lead somewhere. `unseen` tells why a stage that is not before is not."""
     root, key = path[0], path[1] if len(path) > 1 else None
     if root not in roots:
         return f"there is no {root!r}; expressions see {', '.join(roots)}"
     if root == "workflow" and key is not None and key not in declared:
         return f"no variable {key!r} is declared in variables or required{_like(key, declared)}"
     if root == "stages" and key is not None and key not in before:
-        if key in ordinary:
-            return f"stage {key!r} need not have ended by then; name it in needs"
-        return f"there is no stage {key!r}{_like(key, before)}"
+        return unseen(key)
     if root == "stages" and len(path) > 2 and path[2] not in STAGE_KEYS:
         return f"of a stage there is no {path[2]!r}; there is {', '.join(STAGE_KEYS)}"
     return ""
+
+
+def _unseen(name: str, own: str, before: set[str], definition: Definition) -> str:
+    if name == own:
+        return "a stage does not see itself"
+    if any(stage.name == name and not stage.always for stage in definition.stages):
+        return f"stage {name!r} need not have ended by then; name it in needs"
+    return _absent(name, before, definition)
+
+
+def _absent(name: str, known: Iterable[str], definition: Definition) -> str:
+    if any(stage.name == name for stage in definition.stages):
+        return f"{name!r} is an always stage, which runs behind all others: nothing waits for it or reads it"
+    return f"there is no stage {name!r}{_like(name, known)}"
 
 
 def stronger(one: Mode | None, other: Mode) -> Mode:

@@ -90,7 +90,7 @@ def test_the_examples_of_the_page_are_right(tmp_path: Path) -> None:
         ),
         (
             "name: w\nstages:\n- name: a\n  action: x\n  onFailure: goto a",
-            "w.yaml:5: stage a.onFailure: 'a' does not come after 'a'; let it need 'a', or one that does",
+            "w.yaml:5: stage a.onFailure: a stage cannot go on at itself; retry.attempts lets it have further jobs",
         ),
         (
             "name: w\nstages:\n- {name: a, action: x, when: '1 +'}",
@@ -182,6 +182,29 @@ STAGE = "name: w\nstages:\n- {name: a, action: x}\n- "
             "{name: b, action: x, when: outcome == 'FAILED'}",
             "stage b.when: there is no 'outcome'; expressions see workflow, job, stages, workflowId",
         ),
+        (
+            "{name: b, action: x, when: '{{ stages.a.result }} == {{ stages.a.status }}'}",
+            (
+                "stage b.when: stages.a.result }} == {{ stages.a.status: "
+                "braces stand around the whole expression, or not at all"
+            ),
+        ),
+        (
+            "{name: b, action: x, when: 'true }} or'}",
+            "stage b.when: true }} or: braces stand around the whole expression, or not at all",
+        ),
+        (
+            "{name: z, action: x, always: true}\n- {name: b, action: x, needs: z}",
+            "stage b.needs.0: 'z' is an always stage, which runs behind all others: nothing waits for it or reads it",
+        ),
+        (
+            "{name: z, action: x, always: true, when: stages.z.result == 1}",
+            "stage z.when: a stage does not see itself",
+        ),
+        (
+            "{name: b, needs: [], action: x, onFailure: goto a}",
+            "stage b.onFailure: 'a' does not come after 'b'; let it need 'b', or one that does",
+        ),
         ("{name: b, action: x, variables: {k: 1}}", "stage b: variables is nothing that an action has"),
         ("{name: b, workflow: v, elsewhere: true}", "stage b: elsewhere is nothing that a workflow has"),
         ("{name: b, action: x, limit: 1}", "stage b: limit is for forEach"),
@@ -197,7 +220,8 @@ def test_what_a_stage_cannot_be_is_told(tmp_path: Path, stage: str, said: str) -
     path = written(tmp_path, STAGE + stage)
     with pytest.raises(DefinitionError) as caught:
         load(path)
-    assert [str(problem) for problem in caught.value.problems] == [f"{path}:4: {said}"]
+    line = 4 + stage.count("\n")
+    assert [str(problem) for problem in caught.value.problems] == [f"{path}:{line}: {said}"]
 
 
 def test_what_cleans_up_may_look_at_every_stage(tmp_path: Path) -> None:

@@ -6,9 +6,13 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from jef_daemon.workflow import drawing
 from jef_daemon.workflow.library import Library
-from jef_daemon.workflow.loading import DefinitionError, load
+from jef_daemon.workflow.loading import DefinitionError, Problem, load
+from tests.support.process import ROOT
 
 BEGIN = "name: w\nvariables: {x: 1}\nstages:\n- name: a\n  action: x\n"
 QUOTES = 'a text with {{ }} needs quotes: "{{ … }}"'
@@ -189,6 +193,32 @@ def test_what_is_no_file_keeps_nobody_waiting(tmp_path: Path) -> None:
     other = tmp_path / "w.yml"
     other.write_text("name: w")
     assert said(other) == ["w.yml: nothing finds it: call it w.yaml"]
+
+
+INGEST = (ROOT / "config/workflows/ingest.yaml").read_text()
+SIGNS = "{{ }} {% [ ] { } : - &a *a !!x ' \" | null 1e999 ~ ? # \\ % @ `".split(" ")
+SIGNS += ["\n", "  ", "\t", "\0", "- ", "<<: *a", "---\n", "always: true", "needs: [a]", "\U0001f3ac", ""]
+EDITS = st.tuples(st.integers(0, len(INGEST)), st.integers(0, 9), st.sampled_from(SIGNS))
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(EDITS, min_size=1, max_size=4))
+def test_whatever_is_typed_is_a_definition_or_mistakes_with_lines(
+    tmp_path: Path, edits: list[tuple[int, int, str]]
+) -> None:
+    text = INGEST
+    for at, removed, put in edits:
+        text = text[:at] + put + text[at + removed :]
+    path = tmp_path / "ingest.yaml"
+    path.write_text(text)
+    found: list[Problem] = []
+    try:
+        plan = load(path).plan
+    except DefinitionError as error:
+        found = error.problems
+    else:
+        assert all(draw(plan) for draw in (drawing.text, drawing.mermaid, drawing.svg))
+    assert all(problem.line for problem in found), found
 
 
 # --- workflows within one another ------------------------------------------------------------------------
