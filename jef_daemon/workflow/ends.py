@@ -7,8 +7,9 @@ from typing import Any
 from pydantic_core import to_json
 
 from jef_daemon.lifecycle import Status
+from jef_daemon.messages import MOST_NESTED, is_nested_deeper
 from jef_daemon.workflow.events import Ended, Refused
-from jef_daemon.workflow.state import Phase, Run
+from jef_daemon.workflow.state import TOO_DEEP, Phase, Run
 from jef_daemon.workflow.step import Step
 
 
@@ -40,7 +41,10 @@ def end(step: Step, event: Ended) -> None:
 
 def _complete(step: Step, event: Ended, run: Run, name: str) -> None:
     context = {**step.state.context, **event.workflow_variables}
-    if event.workflow_variables and (said := step.bounds.objection(to_json(context))):
+    said = step.bounds.objection(to_json(context)) if event.workflow_variables else ""
+    if not said and event.job_variables and is_nested_deeper(to_json(event.job_variables), MOST_NESTED):
+        said = TOO_DEEP  # a daemon of an earlier version, or a stranger, told them
+    if said:
         _fail(step, event.stage, run, {"type": "VariablesTooLong", "message": said}, name, is_final=True)
         return
     step.state.context = context

@@ -15,6 +15,9 @@ from jef_daemon.lifecycle import Status
 from jef_daemon.lock.state import Mode
 from jef_daemon.messages import MOST_NESTED, is_nested_deeper
 
+TOO_DEEP = f"they nest deeper than {MOST_NESTED} levels"
+"""What is said of variables that nobody could read again, within all else of a workflow."""
+
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
@@ -29,7 +32,7 @@ class Bounds:
         """Why a context, as JSON, is too much; empty: it is not."""
         if len(context) > self.variables_bytes:
             return f"the workflow's variables would have {len(context)} bytes; {self.variables_bytes} are allowed"
-        return f"they nest deeper than {MOST_NESTED} levels" if is_nested_deeper(context, MOST_NESTED) else ""
+        return TOO_DEEP if is_nested_deeper(context, MOST_NESTED) else ""
 
 
 class Phase(StrEnum):

@@ -219,6 +219,12 @@ def test_what_nests_too_deep_is_no_request_and_no_variable() -> None:
     course = Course({"name": "a"})
     course.end("a:1", workflow_variables={"x": [[value]]})
     assert course.state.message == "stage a: VariablesTooLong: they nest deeper than 100 levels"
+    for _ in range(95):
+        value = [value]
+    course = Course({"name": "a"}, {"name": "b"})
+    course.end("a:1", job_variables={"x": value})
+    assert decode(encode(course.state)) == course.state
+    assert course.state.message == "stage a: VariablesTooLong: they nest deeper than 100 levels"
 
 
 def test_an_item_that_nobody_could_read_again_is_none() -> None:
