@@ -24,6 +24,13 @@ class Plain(ActionExecutor):
     action = "plain"
 
 
+class Blank(ActionExecutor):
+    __doc__ = "\n    "
+
+    def execute(self, context: ExecutionContext[Any]) -> None:
+        """Nothing."""
+
+
 class Nothing(AsyncActionExecutor):
     pass
 
@@ -300,6 +307,12 @@ def test_a_name_that_an_action_can_have(name: str) -> None:
 def test_an_executor_whose_every_job_would_fail(name: str, said: str) -> None:
     assert describe(ActionSpec("nap", f"{__name__}:{name}"))["problem"].startswith(f"actions.nap: {said}")
     assert "problem" not in describe(ActionSpec("nap", f"{__name__}:greet"))
+
+
+def test_a_docstring_of_nothing_is_none() -> None:
+    """`jef actions` then says whose it lacks."""
+    assert describe(ActionSpec("nap", f"{__name__}:Blank"))["description"] == ""
+    assert describe(ActionSpec("nap", f"{__name__}:greet"))["description"] == "A function is an executor too."
 
 
 @pytest.mark.parametrize(

@@ -25,10 +25,10 @@ from jef_daemon.lock.requests import Acquire, Answer, Expire, Refused, Release, 
 from jef_daemon.lock.state import Mode
 from jef_daemon.metrics import DEFINITIONS, FAMILIES, Definition
 from jef_daemon.run.catalogue import load, specs
-from jef_daemon.schemas import WIRE_MODELS, json_schemas
+from jef_daemon.schemas import WIRE_MODELS
 from jef_daemon.settings import Settings
 from jef_daemon.testing.locks import MemoryLocks
-from tests.unit.test_schemas import check
+from tests.unit.test_schemas import check, schemas
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -188,7 +188,7 @@ def test_the_examples_fit_their_schemas(name: str, text: str) -> None:
     """Schema and model take them, and know every key of them."""
     example = json.loads(text)
     assert check(name, example) == []
-    assert set(example) <= set(json_schemas()[name]["properties"])
+    assert set(example) <= set(schemas()[name]["properties"])
     assert MODELS[name].model_validate_json(text)
 
 
@@ -223,11 +223,11 @@ def test_the_types_of_errors_are_those_that_the_code_gives() -> None:
 
 
 def test_operations_answers_and_refusals_of_locks_are_those_that_the_code_knows() -> None:
-    operations = json_schemas()["LockRequest"]["properties"]["operation"]["enum"]
+    operations = schemas()["LockRequest"]["properties"]["operation"]["enum"]
     assert sorted(column("operation")) == sorted(operations)
     assert sorted(column("answer")) == sorted(Answer)
     assert sorted(column("`code`")) == sorted(Refused)
-    described = json_schemas()["LockReply"]["properties"]["status"]["description"]
+    described = schemas()["LockReply"]["properties"]["status"]["description"]
     assert sorted(re.findall("[A-Z]{4,}", described)) == sorted(Answer)
 
 

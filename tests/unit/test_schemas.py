@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterator
@@ -102,8 +103,12 @@ def parts(value: Any) -> Iterator[dict[str, Any]]:
             yield from parts(inner)
 
 
+schemas = functools.cache(json_schemas)
+"""They take a while to make, and are looked at hundreds of times."""
+
+
 def check(name: str, value: Any) -> list[str]:
-    schema = json_schemas()[name]
+    schema = schemas()[name]
     return list(problems(value, schema, schema))
 
 
@@ -273,7 +278,7 @@ def test_keys_are_camel_case() -> None:
             assert "_" not in key
 
 
-@pytest.mark.parametrize("name", sorted(json_schemas()))
+@pytest.mark.parametrize("name", sorted(schemas()))
 def test_a_schemas_references_lead_somewhere(name: str) -> None:
     schema = json_schemas()[name]
     for part in parts(schema):
