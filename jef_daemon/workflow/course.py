@@ -200,15 +200,13 @@ def _finish(step: Step) -> None:
     state = step.state
     state.finished_at = step.now
     state.waiting_for = state.due_at = None
-    phases = {stage.phase for stage in state.stages.values()}
-    if state.cancel_requested and phases & {Phase.CANCELLED, Phase.NOT_RUN}:
-        state.status, state.message = Status.CANCELLED, state.cancelled_by
+    state.status, state.message = step.outcome, ""
+    if state.status is Status.CANCELLED:
+        state.message = state.cancelled_by
     elif state.error is not None:
         error = state.error
         said = f"{error.get('type', 'Failed')}: {error.get('message', '')}".removesuffix(": ")
-        state.status, state.message = Status.FAILED, f"stage {state.failed}: {said}" if state.failed else said
-    else:
-        state.status, state.message = Status.COMPLETED, ""
+        state.message = f"stage {state.failed}: {said}" if state.failed else said
     _count(step)
     step.note(state.status.value.capitalize(), reason=state.message)
     if state.locks:

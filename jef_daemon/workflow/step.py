@@ -5,7 +5,9 @@ from __future__ import annotations
 from jef_daemon.lifecycle import Status
 from jef_daemon.workflow.events import CancelJob, Effect, Noted
 from jef_daemon.workflow.plan import Plan
-from jef_daemon.workflow.state import Bounds, Run, State, execution_id
+from jef_daemon.workflow.state import Bounds, Phase, Run, State, execution_id
+
+_STOPPED = frozenset({Phase.CANCELLED, Phase.NOT_RUN})
 
 
 class Step:
@@ -32,8 +34,9 @@ class Step:
 
     @property
     def outcome(self) -> Status:
-        """What the workflow comes to, as far as it is known."""
-        if self.state.cancel_requested:
+        """What the workflow comes to, as far as it is known: a cancel that found nothing to stop is none."""
+        stages = self.state.stages.values()
+        if self.state.cancel_requested and any(stage.phase in _STOPPED for stage in stages):
             return Status.CANCELLED
         return Status.COMPLETED if self.state.error is None else Status.FAILED
 

@@ -91,6 +91,18 @@ def test_what_cleans_up_knows_what_the_workflow_comes_to(ends: Status | None, ou
     assert course.phases()["y"] == ("SKIPPED" if outcome == "FAILED" else "RUNNING")
 
 
+def test_what_cleans_up_is_told_what_then_is_the_end() -> None:
+    """Of a list a job had failed before the rest was stopped: the stage has FAILED, and so has the workflow."""
+    told = {"name": "z", "always": True, "configuration": {"outcome": "{{ outcome }}"}}
+    course = Course({"name": "a", "forEach": [1, 2]}, told)
+    course.end("a.0:1", F)
+    course.do(events.CancelAsked(actor="ann"))
+    course.end("a.1:1", X)
+    assert course.request("z:1")["configuration"] == {"outcome": "FAILED"}
+    course.end("z:1")
+    assert course.state.status is F
+
+
 def test_a_job_ends_once() -> None:
     """Also where whoever tells it counts nothing."""
     course = Course({"name": "a"}, {"name": "b"})
