@@ -48,6 +48,8 @@ def said(path: Path) -> list[str]:
 
 
 def test_the_examples_of_the_page_are_right(tmp_path: Path) -> None:
+    (first,) = re.findall(r"hello.yaml <<'EOF'\n(.*?)EOF\n", PAGE, re.DOTALL)
+    assert load(written(tmp_path, first, "hello")).plan.definition.required == ["who"]
     held = load(written(tmp_path, EXAMPLES[1], "replace")).plan.definition
     assert (held.locks[0].mode, held.lock_timeout) == ("EXCLUSIVE", 600)
     source = load(written(tmp_path, EXAMPLE, "ingest"))
