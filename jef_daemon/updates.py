@@ -8,6 +8,7 @@ daemons; the one that knows it answers.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -97,6 +98,7 @@ class Updates:
     ) -> None:
         self._ledger = ledger
         self._bus = bus
+        self._names = names
         self._identity = identity
         self._elsewhere = Elsewhere(bus, names, identity)
         self.max_body_bytes = max_body_bytes
@@ -112,7 +114,8 @@ class Updates:
         """From `jef.updates`."""
         self.commands = Inbox(self._take_commands, functools.partial(self._leave_out, _CONTROL))
         """From `jef.control`."""
-        self.handed_on = Inbox(self._take_handed_on, functools.partial(self._leave_out, _CONTROL))
+        # One by one: each is acknowledged by itself, so none is to come again for a fault that another one meets.
+        self.handed_on = Inbox(self._take_handed_on, functools.partial(self._leave_out, _CONTROL), 1)
         """From other daemons."""
 
     async def run(self) -> None:
@@ -286,9 +289,14 @@ class Updates:
             await take([delivery])
 
     async def _leave_out(self, action: str, delivery: Delivery, error: RequestRefused) -> None:
-        if delivery.headers.get(KIND) == UPDATE:
-            action = _UPDATES
-        await self._refuse(delivery, error, action)
+        sent = delivery
+        if is_handed_on(
+            delivery
+        ):  # sent again, it is to come by the queue that all share: nobody else may use ours
+            is_update = delivery.headers.get(KIND) == UPDATE
+            action, queue = (_UPDATES, self._names.updates) if is_update else (_CONTROL, self._names.control)
+            sent = dataclasses.replace(delivery, routing_key=queue)
+        await self._refuse(sent, error, action)
         await self._bus.acknowledge([delivery])
 
     async def _refuse(self, delivery: Delivery, error: RequestRefused, action: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from jef_daemon.elsewhere import GONE, HANDED_ON
+from jef_daemon.elsewhere import GONE, HANDED_ON, KIND, UPDATE
 from jef_daemon.events import Launched
 from jef_daemon.ledger import Reader, SqlLedger
 from jef_daemon.ledger.terms import Policy
@@ -236,6 +236,7 @@ def received(sent: Outgoing) -> Delivery:
     [
         (":updates", {"executionId": "N", "status": "RUNNING", "token": IDENTITY}),
         (":control", {"executionId": "N", "command": "resume"}),
+        (HANDED_ON, {"executionId": "N", "status": "RUNNING", "token": IDENTITY}),
     ],
 )
 async def test_nobody_is_told_twice_where_one_of_a_batch_fails(
@@ -246,16 +247,20 @@ async def test_nobody_is_told_twice_where_one_of_a_batch_fails(
     with sqlite3.connect(tmp_path / "a.db", timeout=10) as ledger:
         ledger.execute("UPDATE executions SET status = 'NONSENSE' WHERE execution_id = '625'")
     ledger.close()
-    inbox = desk.updates.updates if source == ":updates" else desk.updates.commands
+    updates = desk.updates
+    inbox = {":updates": updates.updates, ":control": updates.commands}.get(source, updates.handed_on)
     texts = ["{", json.dumps(body).replace("N", "625", 1), json.dumps(body).replace("N", "624", 1)]
     for tag, text in enumerate(texts, 1):
-        inbox.deliver(Delivery(source, text.encode(), tag, 1, False, source, {}, "me", str(tag)))
-    running = asyncio.create_task(desk.updates.run())
+        headers = {KIND: UPDATE} if source == HANDED_ON else {}
+        inbox.deliver(Delivery(source, text.encode(), tag, 1, False, source, headers, "me", str(tag)))
+    running = asyncio.create_task(updates.run())
     async with asyncio.timeout(10):
-        await desk.updates.finish()
+        await updates.finish()
     running.cancel()
     posted = await desk.ledger.outbox(0, 1000)
     answers = [each for each in [*posted, *desk.bus.published] if each.routing_key == "me"]
     assert sorted(answer.correlation_id or "" for answer in answers) == ["1", "2", "3"]
-    assert [each.correlation_id for each in posted if each.exchange == "jef.dead"] == ["1", "2"]
+    letters = [each for each in posted if each.exchange == "jef.dead"]
+    assert [letter.correlation_id for letter in letters] == ["1", "2"]
+    assert letters[1].routing_key == {HANDED_ON: "jef.updates"}.get(source, source), "it can be replayed"
     assert [delivery.tag for delivery in desk.bus.acknowledged] == [1, 2, 3]
