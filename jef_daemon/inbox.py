@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
-from jef_daemon.errors import JefError, RequestRefused
+from jef_daemon.errors import Fate, JefError, RequestRefused
 from jef_daemon.ports import Delivery
 
 log = structlog.get_logger()
@@ -75,9 +75,9 @@ class Inbox:
             await asyncio.sleep(_PAUSE_S)
         try:
             await self._take(batch)
-        except (JefError, OSError, MemoryError):
-            raise  # what concerns all of them: the ledger, the broker, the machine
-        except Exception as error:  # noqa: BLE001  whichever fault it is, it is to end nothing but this message
+        except Exception as error:  # whichever fault it is, it is to end nothing but this message
+            if _concerns_all(error):
+                raise
             if len(batch) == 1:
                 return await self._give_up(batch[0], error)
             for each in batch:
@@ -95,3 +95,9 @@ class Inbox:
         why = " ".join(f"{type(error).__name__}: {error}".split())[:500]
         said = f"to take it failed, by a fault of the daemon: {why}"
         await self._leave_out(delivery, RequestRefused("message-failed", said))
+
+
+def _concerns_all(error: Exception) -> bool:
+    """Whether it is the ledger, the broker or the machine, and no message's fault."""
+    is_ours = isinstance(error, JefError) and error.fate is Fate.REQUEUE
+    return is_ours or isinstance(error, OSError | MemoryError)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 import structlog
 
-from jef_daemon.errors import LedgerUnavailable, RequestRefused
+from jef_daemon.errors import LedgerUnavailable, RequestRefused, TransitionRefused
 from jef_daemon.inbox import Inbox
 from jef_daemon.ports import Delivery
 
@@ -55,12 +55,14 @@ async def test_all_that_is_there_is_taken_at_once_but_no_more_than_may_be() -> N
     assert taker.batches == [[1, 2], [3, 4], [5]]
 
 
-async def test_only_what_fails_alone_is_left_out_and_all_stays_in_order() -> None:
+@pytest.mark.parametrize("error", [KeyError("a fault"), TransitionRefused("1", "QUEUED", "Completed")])
+async def test_only_what_fails_alone_is_left_out_and_all_stays_in_order(error: Exception) -> None:
     """Acknowledgements count up to a number: whoever was left out comes between the others."""
-    taker = Taker(2, 5)
+    taker = Taker(2, 5, error=error)
     await taken(taker, 5)
     assert taker.taken == [1, -2, 3, 4, -5]
-    said = "message-failed: to take it failed, by a fault of the daemon: KeyError: 'a fault'"
+    why = f"{type(error).__name__}: {error}"
+    said = f"message-failed: to take it failed, by a fault of the daemon: {why}"
     assert taker.left_out == [(2, said), (5, said)]
 
 
