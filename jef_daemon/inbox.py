@@ -93,7 +93,8 @@ class Inbox:
             rate = f"one of them is tried every {_PAUSE_S:g} s until one is taken"
             log.critical("messages_failing", queue=delivery.source, in_a_row=_IN_A_ROW, consequence=rate)
         why = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-        said = f"to take it failed, by a fault of the daemon: {why}"
+        # As it can be sent: what is wrong may be half a character.
+        said = f"to take it failed, by a fault of the daemon: {why}".encode("utf-8", "replace").decode()
         await self._leave_out(delivery, RequestRefused("message-failed", said))
 
 

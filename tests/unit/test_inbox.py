@@ -55,13 +55,15 @@ async def test_all_that_is_there_is_taken_at_once_but_no_more_than_may_be() -> N
     assert taker.batches == [[1, 2], [3, 4], [5]]
 
 
-@pytest.mark.parametrize("error", [KeyError("a fault"), TransitionRefused("1", "QUEUED", "Completed")])
+@pytest.mark.parametrize(
+    "error", [KeyError("a fault"), TransitionRefused("1", "QUEUED", "Completed"), ValueError("no \ud800")]
+)
 async def test_only_what_fails_alone_is_left_out_and_all_stays_in_order(error: Exception) -> None:
     """Acknowledgements count up to a number: whoever was left out comes between the others."""
     taker = Taker(2, 5, error=error)
     await taken(taker, 5)
     assert taker.taken == [1, -2, 3, 4, -5]
-    why = f"{type(error).__name__}: {error}"
+    why = f"{type(error).__name__}: {error}".replace("\ud800", "?")
     said = f"message-failed: to take it failed, by a fault of the daemon: {why}"
     assert taker.left_out == [(2, said), (5, said)]
 
