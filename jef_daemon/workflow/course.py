@@ -222,10 +222,18 @@ def _tell(step: Step) -> None:
     _count(step)
     running = [name for name, stage in state.stages.items() if stage.phase is Phase.RUNNING]
     silent = [name for name in running if any(run.timed_out for run in state.stages[name].runs)]
-    state.message = ", ".join(running[:10]) + (f"; timed out: {', '.join(silent[:10])}" if silent else "")
+    told = [_how_far(name, state.stages[name]) for name in running[:10]]
+    state.message = ", ".join(told) + (f"; timed out: {', '.join(silent[:10])}" if silent else "")
     if step.is_ending:
         why = f"{state.failed} failed" if state.failed else "its locks are lost"
         state.message = f"{'cancelling' if state.cancel_requested else why}: {state.message}"
+
+
+def _how_far(name: str, stage: StageState) -> str:
+    """A stage that runs; of a list, how many of its jobs have ended."""
+    if not stage.is_list:
+        return name
+    return f"{name} ({sum(run.phase in ENDED for run in stage.runs)} of {len(stage.runs)})"
 
 
 def _count(step: Step) -> None:

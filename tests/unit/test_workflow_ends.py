@@ -247,10 +247,13 @@ def test_a_message_names_what_runs_and_what_is_silent_ten_of_each_at_most() -> N
     """Of a list one silent job is enough."""
     names = [f"s{number}" for number in range(11)]
     course = Course(*({"name": name, "needs": [], "forEach": [1, 2]} for name in names))
-    assert course.state.message == ", ".join(names[:10])
+    told = ", ".join(f"{name} (0 of 2)" for name in names[:10])
+    assert course.state.message == told
     for name in names:
         course.end(f"{name}.0:1", T)
-    assert course.state.message == f"{', '.join(names[:10])}; timed out: {', '.join(names[:10])}"
+    assert course.state.message == f"{told}; timed out: {', '.join(names[:10])}"
+    course.end("s0.1:1")
+    assert course.state.message.startswith("s0 (1 of 2), s1 (0 of 2), ")
 
 
 def test_the_history_says_who_and_why() -> None:
