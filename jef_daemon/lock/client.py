@@ -146,12 +146,17 @@ class LockClient:
     # --- hearing -----------------------------------------------------------------------------------------
 
     async def _hear(self, batch: Sequence[Delivery]) -> None:
+        sent = dict(self._sent)
         heard = [each for each in map(self._read, batch) if each is not None]
-        hearing = self._ledger.hearing(heard)
-        # Put in behind it: what is granted now may start within the same transaction.
-        self._on_granted()
-        for lost in await hearing:
-            self._lose(lost)
+        try:
+            hearing = self._ledger.hearing(heard)
+            # Put in behind it: what is granted now may start within the same transaction.
+            self._on_granted()
+            for lost in await hearing:
+                self._lose(lost)
+        except Exception:
+            self._sent = sent | self._sent  # the answers come again, one by one, as if nobody had read them
+            raise
         await self._bus.acknowledge(batch)
 
     async def _leave_out(self, delivery: Delivery, _: RequestRefused) -> None:

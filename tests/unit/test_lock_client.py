@@ -55,6 +55,8 @@ class World:
         self.done.put_nowait(0)
 
     def hearing(self, heard: Sequence[Heard]) -> asyncio.Future[list[Lost]]:
+        if any(each.reply.owner == "spoiled" for each in heard):
+            raise KeyError("a fault")
         self.heard += heard
         future: asyncio.Future[list[Lost]] = asyncio.get_running_loop().create_future()
         future.set_result(self.will_lose)
@@ -234,3 +236,19 @@ async def test_workflows_keep_what_they_hold_for_a_lease_of_their_own(
         *((7200.0, "1", "2"), (7200.0, "3", "workflow/d")),
     }
     assert {wait for _, wait, _ in kept} == {7200.0}
+
+
+async def test_an_answer_is_heard_though_another_one_beside_it_cannot_be(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes again, alone: as if it had not been seen before."""
+    async with running(clock, monkeypatch, waiting=["1"]) as world:
+        renewal = await world.renewal()
+        for body, correlation_id in (
+            ({"status": "KEPT", "owner": "", "held": [], "lost": ["1"]}, renewal.correlation_id),
+            ({"status": "LOST", "owner": "spoiled"}, "spoiled#1"),
+        ):
+            text = json.dumps(body).encode()
+            world.client.deliver(Delivery(":lock-replies", text, 1, 1, correlation_id=correlation_id))
+        assert [await asyncio.wait_for(world.done.get(), 10) for _ in range(2)] == [1, 1]
+        assert [each.reply.lost for each in world.heard] == [["1"]]
