@@ -28,12 +28,16 @@ class Watched(ActionExecutor):
     begun: ClassVar[list[int]] = []
     answer: ClassVar[asyncio.Event]
     answers_when_cancelled: ClassVar[bool] = False
+    stops: ClassVar[asyncio.Event | None] = None
+    """How long it takes to stop; None: no time."""
 
     async def execute(self, context: ExecutionContext[Any]) -> ActionExecutorResponse:
         self.begun.append(context.attempt)
         try:
             await self.answer.wait()
         except asyncio.CancelledError:
+            if self.stops is not None:
+                await self.stops.wait()
             if not self.answers_when_cancelled:
                 raise
         return ActionExecutorResponse(result="done")
@@ -90,36 +94,52 @@ class StubLedger:
         raise NotImplementedError
 
 
-class NoLeases:
-    def started(self, execution_id: str, attempt: int) -> None: ...
-    def ended(self, execution_id: str) -> None: ...
+class Leases:
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[Any, ...]] = []
+
+    def started(self, execution_id: str, attempt: int) -> None:
+        self.told.append(("started", execution_id, attempt))
+
+    def ended(self, execution_id: str) -> None:
+        self.told.append(("ended", execution_id))
 
 
 class Bench:
     """A worker with one action."""
 
-    def __init__(self, folder: Path, *, may_run_again: bool = False) -> None:
+    def __init__(self, folder: Path, *, may_run_again: bool = False, concurrency: int | None = None) -> None:
         Watched.begun.clear()
         Watched.answer = asyncio.Event()
         Watched.answers_when_cancelled = False
+        Watched.stops = None
         spec = ActionSpec("watched", f"{__name__}:Watched")
-        catalogue = Catalogue({"watched": Action(spec, may_run_again=may_run_again)})
+        catalogue = Catalogue({"watched": Action(spec, may_run_again=may_run_again, concurrency=concurrency)})
         settings = Settings.model_validate({"data_dir": str(folder), "shutdown": {"flush_s": 1.0}})
         self.ledger = StubLedger()
         pool = ProcessPool(1, 0, 1.0, [])
         self.catalogue = catalogue
+        self.leases = Leases()
+        self.left: list[tuple[str, int]] = []
+        """Who was said to have left the queue."""
         self.worker = Worker(
             *(self.ledger, catalogue, pool, settings, Inputs(self.ledger, settings)),
-            lambda *_: None,
-            NoLeases(),
+            lambda action, count: self.left.append((action, count)),
+            self.leases,
         )
         self.worker.wake()
 
     def claimed(self, body: str = '{"executionId": "1"}') -> Execution:
         """The ledger answers the claim; the job's first step comes a turn later."""
         execution = Execution("1", "watched")
-        self.ledger.claims[-1].set_result([Claimed(execution, body, (("r", "EXCLUSIVE", 1),))])
+        self.claim((execution, (("r", "EXCLUSIVE", 1),)), body=body)
         return execution
+
+    def claim(self, *jobs: tuple[Execution, tuple[Any, ...]], body: str = '{"executionId": "1"}') -> None:
+        """The ledger answers the last claim with these, and what they are granted."""
+        self.ledger.claims[-1].set_result([Claimed(execution, body, grants) for execution, grants in jobs])
 
     async def until_begun(self) -> None:
         async with asyncio.timeout(5):
@@ -292,6 +312,95 @@ async def test_a_loss_is_counted_once(bench: Bench) -> None:
     assert bench.worker.locks_lost == 1
     bench.worker.lock_lost(Lost("1", 1, "r: the lease ended"))
     assert bench.worker.locks_lost == 1
+
+
+def plain(*names: str, **fields: Any) -> list[tuple[Execution, tuple[Any, ...]]]:
+    return [(Execution(name, "watched", **fields), ()) for name in names]
+
+
+async def test_what_runs_takes_slots_and_places_and_gives_them_back(tmp_path: Path) -> None:
+    """An end claims anew, with what is free then; the backlog hears of those that were in it."""
+    bench = Bench(tmp_path, concurrency=3)
+    total = bench.ledger.capacity.total
+    assert bench.ledger.capacity.by_action == {"watched": 3}
+    bench.claim(*plain("1", "2"), *plain("3", wants_locks=True))
+    await bench.until_begun()
+    assert (bench.left, bench.worker.running) == ([("watched", 2)], 3)
+    bench.worker.wake()
+    assert (bench.ledger.capacity.total, bench.ledger.capacity.by_action) == (total - 3, {})
+    bench.claim()
+    claims = len(bench.ledger.claims)
+    Watched.answer.set()
+    async with asyncio.timeout(5):
+        while bench.worker.running:
+            await asyncio.sleep(0)
+    assert len(bench.ledger.claims) > claims
+    bench.claim()
+    await turns(2)
+    bench.worker.wake()
+    assert (bench.ledger.capacity.total, bench.ledger.capacity.by_action) == (total, {"watched": 3})
+
+
+async def test_who_wants_to_claim_while_a_claim_is_on_its_way_is_heard_after_it(bench: Bench) -> None:
+    """Once, however often; what has arrived meanwhile may have come too late for the one that is on its way."""
+    for _ in range(3):
+        bench.worker.wake()
+    assert len(bench.ledger.claims) == 1
+    for _ in range(2):
+        bench.claim()
+        await turns(2)
+    assert len(bench.ledger.claims) == 2
+
+
+async def test_a_claim_that_fails_is_made_again(bench: Bench) -> None:
+    bench.ledger.claims[-1].set_exception(LedgerUnavailable("the disk is full"))
+    await turns(2)
+    bench.worker.wake()
+    assert len(bench.ledger.claims) == 2
+
+
+async def test_nothing_is_claimed_once_it_drains(bench: Bench) -> None:
+    """What a claim that is under way brings is a start, and is waited for."""
+    haste = asyncio.Event()
+    draining = asyncio.create_task(bench.worker.drain(60.0, haste))
+    bench.worker.start_nothing_more()
+    await turns(3)
+    bench.claimed()
+    await bench.until_begun()
+    assert not draining.done()
+    bench.worker.wake()
+    Watched.answer.set()
+    await asyncio.wait_for(draining, 5)
+    assert isinstance(await bench.outcome(), Completed)
+    assert len(bench.ledger.claims) == 1
+
+
+async def test_the_next_attempt_begins_when_the_last_one_has_stopped(bench: Bench) -> None:
+    """It was given up, and takes its time; the leases that are kept by then are the next one's."""
+    lock = (("r", "EXCLUSIVE", 1),)
+    bench.claim((Execution("1", "watched"), lock))
+    await bench.until_begun()
+    Watched.stops = asyncio.Event()
+    bench.worker.stop(Stop(Execution("1", "watched"), "operator:ann", "hangs"))
+    bench.worker.wake()
+    bench.claim((Execution("1", "watched", attempt=2), lock))
+    await turns(20)
+    assert Watched.begun == [1]
+    Watched.stops.set()
+    async with asyncio.timeout(5):
+        while Watched.begun != [1, 2]:
+            await asyncio.sleep(0)
+    assert bench.worker.running == 1
+    assert bench.leases.told == [("started", "1", 1), ("started", "1", 2)]
+    Watched.answer.set()
+    async with asyncio.timeout(5):
+        while bench.worker.running:
+            await asyncio.sleep(0)
+    assert bench.leases.told[2:] == [("ended", "1")]
+    assert [(attempt, type(event)) for attempt, event in bench.ledger.applied] == [
+        (1, Stopped),
+        (2, Completed),
+    ]
 
 
 async def test_nothing_is_claimed_of_an_action_that_was_taken_out(bench: Bench) -> None:
