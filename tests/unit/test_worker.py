@@ -29,14 +29,14 @@ class Watched(ActionExecutor):
     answer: ClassVar[asyncio.Event]
     answers_when_cancelled: ClassVar[bool] = False
     stops: ClassVar[asyncio.Event | None] = None
-    """How long it takes to stop; None: no time."""
+    """How long the first attempt takes to stop; None: no time."""
 
     async def execute(self, context: ExecutionContext[Any]) -> ActionExecutorResponse:
         self.begun.append(context.attempt)
         try:
             await self.answer.wait()
         except asyncio.CancelledError:
-            if self.stops is not None:
+            if self.stops is not None and context.attempt == 1:
                 await self.stops.wait()
             if not self.answers_when_cancelled:
                 raise
