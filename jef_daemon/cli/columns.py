@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import typer
 
@@ -25,11 +25,25 @@ def columns(rows: Sequence[Sequence[str]], before: str = "") -> Iterator[str]:
         yield f"{before}{''.join(cells)}{row[-1]}".rstrip()
 
 
-def print_columns(rows: Sequence[Sequence[str]]) -> None:
-    """Rows, the first of which is a heading; a line each, whatever the terminal's width."""
+def print_columns(rows: Sequence[Sequence[str]], spare: Collection[int] = ()) -> None:
+    """Rows, the first of which is a heading; a line each, whatever the terminal's width.
+
+    Args:
+        rows: of equal length.
+        spare: columns that a terminal too narrow for all goes without, before lines are cut.
+    """
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
-    for line in columns(rows):
-        typer.echo(line if len(line) <= width or not width else f"{line[: width - 1]}…")
+    for line in fitting(rows, width, spare):
+        typer.echo(line)
+
+
+def fitting(rows: Sequence[Sequence[str]], width: int, spare: Collection[int]) -> list[str]:
+    """Lines of at most so many characters; 0: of any length."""
+    lines = list(columns(rows))
+    if not width or max(map(len, lines)) <= width:
+        return lines
+    kept = [[cell for number, cell in enumerate(row) if number not in spare] for row in rows]
+    return [line if len(line) <= width else f"{line[: width - 1]}…" for line in columns(kept)]
 
 
 def plain(text: str) -> str:

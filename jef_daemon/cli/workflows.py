@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from jef_daemon.ledger.workflow_reading import Kept, WorkflowReader
     from jef_daemon.workflow.state import State
 
+_HEADING = ("id", "workflow", "status", "%", "began", "took", "message")
+_TIMES = (4, 5)
+
 AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
 WorkflowId = Annotated[str, typer.Argument(metavar="ID", help="The workflow's id.")]
 Reason = Annotated[str, typer.Option("--reason", "-r", help="Why: told and kept in the history.")]
@@ -52,7 +55,7 @@ def list_(
         for kept in page:
             typer.echo(json.dumps(heading(kept)))
     else:
-        print_columns([("id", "workflow", "status", "%", "began", "took", "message"), *map(_row, page)])
+        print_columns([_HEADING, *map(_row, page)], spare=_TIMES)
     if following is not None:
         typer.echo(f"more: jef workflows list --before {following}", err=True)
 

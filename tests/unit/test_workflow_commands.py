@@ -9,6 +9,7 @@ from typer.testing import CliRunner, Result
 
 import jef_daemon.cli.workflows  # noqa: F401  it adds itself to the tree
 from jef_daemon.cli.app import app
+from jef_daemon.cli.columns import fitting
 
 
 def jef(*words: str | Path) -> Result:
@@ -54,3 +55,11 @@ def test_what_is_right_is_told_with_its_revision(tmp_path: Path) -> None:
         done = jef("check", "--without-actions", file)
         assert (done.exit_code, done.stdout.partition(", revision ")[0]) == (0, f"{file}: ok, {told}")
     assert json.loads(jef("schema").stdout)["title"] == "jef workflow"
+
+
+def test_a_narrow_terminal_goes_without_what_can_be_spared() -> None:
+    rows = [("id", "began", "message"), ("w-9", "2026-11-28 09:13:49", "stage proxy failed")]
+    assert fitting(rows, 0, [1]) == fitting(rows, 80, [1])
+    assert fitting(rows, 80, [1])[1] == "w-9  2026-11-28 09:13:49  stage proxy failed"
+    assert fitting(rows, 30, [1])[1] == "w-9  stage proxy failed"
+    assert fitting(rows, 12, [1])[1] == "w-9  stage …"
