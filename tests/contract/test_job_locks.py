@@ -37,7 +37,8 @@ from jef_daemon.ledger.terms import Terms
 from jef_daemon.ledger.transaction import Transaction
 from jef_daemon.lifecycle import Execution, Status
 from jef_daemon.lock.messages import LockReply
-from jef_daemon.lock.requests import Expire
+from jef_daemon.lock.requests import Acquire, Cancel, Expire
+from jef_daemon.lock.state import Mode
 from jef_daemon.messages import timestamp
 from jef_daemon.ports import Accepted, Arrival, Capacity, Claimed, Heard, LockTimes, Outgoing
 from tests.support.clock import ManualClock
@@ -295,6 +296,23 @@ async def test_an_answer_about_nobody_we_know_changes_nothing(ledger: SqlLedger,
     assert await ledger.hearing([answer("EXPIRED", "9"), answer("KEPT", "", lost=["8"], held=["7"])]) == []
     await wire_.carry()
     assert (wire_.requests, wire_.told) == ([], [])
+
+
+async def test_where_they_stand_is_told_to_the_first_who_listen(ledger: SqlLedger) -> None:
+    """When the queue of a resource has moved; others ask by themselves."""
+    locks = (("asset/1", Mode.EXCLUSIVE),)
+    acquires = [
+        Acquire(owner=owner, locks=locks, lease_s=60.0, reply_to=to, correlation_id=owner)
+        for owner, to in [("a", "t.a"), ("b", "t.b"), ("c", "elsewhere"), ("d", "t.d"), ("e", "t.e")]
+    ]
+    assert await ledger.deciding(acquires) == set()
+    assert await ledger.deciding([Cancel(owner="b")]) == {"asset/1"}
+    before = await ledger.outbox(0, 99)
+    await ledger.tell_places(["asset/1"], "t.", 2)
+    told = await ledger.outbox(before[-1].id, 99)
+    assert [(each.routing_key, each.correlation_id) for each in told] == [("t.d", "d")]
+    place = json.loads(told[0].body)
+    assert (place["status"], place["position"], place["holders"]) == ("WAITING", 2, ["a"])
 
 
 async def test_what_becomes_of_locks_is_in_the_history(

@@ -444,6 +444,20 @@ def test_resources_whose_queue_moved_are_named(engine: Engine) -> None:
     assert run(engine, Release(owner="a")).touched == {"x", "y"}
 
 
+def test_requests_of_one_transaction_see_each_other(engine: Engine) -> None:
+    """Who came to wait in it is granted by a release in it; a queue that has emptied holds nobody up."""
+    run(engine, ask("a", ("x", X)), ask("b", ("x", X)), Release(owner="a"), ask("c", ("y", X)))
+    run(engine, Release(owner="b"), ask("d", ("x", X)), ask("e", ("x", X)), Cancel(owner="e"))
+    run(engine, ask("f", ("x", X)), Cancel(owner="f"), Release(owner="d"), ask("g", ("x", X)))
+    with engine.connect() as connection:
+        told = connection.execute(select(schema.lock_history.c.owner, schema.lock_history.c.event)).all()
+        waiting = connection.execute(
+            select(schema.lock_resources.c.resource, schema.lock_resources.c.waiting)
+        )
+        assert {owner for owner, event in told if event == "granted"} == set("abcdg")
+        assert {row.resource: row.waiting for row in waiting} == {"x": 0, "y": 0}
+
+
 async def test_old_history_is_purged_and_numbers_are_not(url: str) -> None:
     """In steps, to the line; the fencing numbers stay for ever."""
     engine = open_engine(url)

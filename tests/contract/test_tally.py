@@ -212,6 +212,10 @@ async def test_requests_for_locks_are_counted_by_their_answer(counting: Counting
     assert {word for _, word in steps} == WORDS["jef_lock_requests_total"]
     assert counting.of(Counted.FENCED) == {"lock-request": 1, "lock-renewal": 2}
     assert counting.of(Counted.LEASE_EXPIRED) == {}
+    owners = ("gone", "nowhere", "ann")
+    keep = Keep(owner="", owners=owners, lease_s=60.0, wait_lease_s=60.0, **where)
+    await counting.life.ledger.deciding([acquire("ann", "z", number=2), keep])
+    assert counting.of(Counted.FENCED) == {"lock-request": 1, "lock-renewal": 4}
 
 
 async def test_leases_that_nobody_renewed_are_counted(counting: Counting) -> None:
