@@ -28,6 +28,8 @@ class Counted(StrEnum):
     """The lock service decided one; with its answer."""
     LEASE_EXPIRED = "lease-expired"
     """The lock service ended a grant that was not renewed."""
+    MESSAGE_REFUSED = "message-refused"
+    """A dead letter; with the reason, one of few words."""
     LOCKS_LOST = "locks-lost"
     """Work outside lost its locks; what runs here, its worker knows of."""
 
@@ -42,6 +44,8 @@ class Tally:
     """Jobs whose wait for locks ended with the grant, and how long it was, in seconds."""
     grants: list[tuple[Execution, float]] = field(default_factory=list)
     """Jobs that were granted their locks, whether or not they waited, and when."""
+    workflows: list[tuple[str, str, float]] = field(default_factory=list)
+    """Workflows that ended: the name of the definition, the status, and seconds since it was asked for."""
 
 
 @dataclass(frozen=True, slots=True)

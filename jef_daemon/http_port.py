@@ -147,7 +147,12 @@ class Web:
         return found
 
     def _ledger_values(self, standing: Standing) -> dict[str, Values]:
+        workflows = dict.fromkeys(("QUEUED", "WAITING_FOR_LOCK", "RUNNING"), 0)
+        workflows.update(standing.workflows)
+        if "workflows" not in self._settings.roles:
+            workflows.clear()
         return {
+            "jef_workflows": {(status,): count for status, count in workflows.items()},
             "jef_jobs": self._bounded(standing.jobs),
             "jef_locks_held": {
                 ("SHARED",): 0,

@@ -38,6 +38,7 @@ def overview() -> Dashboard:
             "What is told": _told(),
             "Work outside": _outside(),
             "Silence": _silence(),
+            "Workflows": _workflows(),
             "Inside": _inside(),
         },
     )
@@ -260,6 +261,36 @@ def _silence() -> list[Panel]:
             "By how much, by daemon; 0: nothing is overdue.",
             "s",
             Query(f"max by (instance) (jef_watcher_lag_seconds{{{DAEMON}}})", "{{instance}}"),
+        ),
+    ]
+
+
+def _workflows() -> list[Panel]:
+    ended = "jef_workflow_duration_seconds_count"
+    return [
+        lines(
+            "Workflows that are not over",
+            "By status.",
+            "none",
+            Query(f"sum by (status) (jef_workflows{{{DAEMON}}})", "{{status}}"),
+            stacked=True,
+        ),
+        bars(
+            "Workflows that ended",
+            "By definition and status.",
+            Query(
+                f"sum by (workflow, status) (increase({ended}{{{DAEMON}}}[{RATE}])) > 0",
+                "{{workflow}} {{status}}",
+            ),
+        ),
+        lines(
+            "From the request to the end",
+            "95 of 100 workflows that completed took no longer, by definition.",
+            "s",
+            Query(
+                quantile("jef_workflow_duration_seconds", 0.95, "workflow", f'{DAEMON}, status="COMPLETED"'),
+                "{{workflow}}",
+            ),
         ),
     ]
 

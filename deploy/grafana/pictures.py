@@ -34,7 +34,7 @@ from tests.support.process import DaemonProcess  # noqa: E402
 IMAGES = ROOT / "docs" / "images"
 PICTURES = {
     "grafana-overview": ("overview", ("Now", "From request to end", "What is told")),
-    "grafana-overview-further": ("overview", ("Work outside", "Silence", "Inside")),
+    "grafana-overview-further": ("overview", ("Work outside", "Silence", "Workflows", "Inside")),
     "grafana-locks": ("locks", ()),
     "grafana-one-action": ("one-action", ()),
 }

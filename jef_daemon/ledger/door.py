@@ -104,6 +104,7 @@ def _again(transaction: Transaction, arrival: Arrival, execution: Execution) -> 
 def refuse(transaction: Transaction, refusal: Refusal, known: AbstractSet[str]) -> None:
     """Keep a message as a dead letter; tell of its execution where it can be named and is none of `known`."""
     error, delivery = refusal.error, refusal.delivery
+    transaction.count(Counted.MESSAGE_REFUSED, error.code)
     headers = _plain(delivery.headers) | {
         "x-jef-reason": error.code,
         "x-jef-detail": error.detail[:1000],

@@ -21,6 +21,12 @@ _JOBS = (
     .where(_EX.status.in_(_OPEN), _EX.handed_back.is_(False), _EX.fenced.is_(False))
     .group_by(_EX.action, _EX.status)
 )
+_WF = schema.workflows.c
+_WORKFLOWS = (
+    select(_WF.status, func.count())
+    .where(_WF.status.in_([Status.QUEUED.value, Status.WAITING_FOR_LOCK.value, Status.RUNNING.value]))
+    .group_by(_WF.status)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +43,8 @@ class Standing:
     """Grants of the lock service that is kept here, by mode."""
     lock_waiters: int
     """Requests that wait there."""
+    workflows: Mapping[str, int]
+    """Workflows of the coordinator that is kept here and are not over, by status."""
 
 
 def read(engine: Engine, now: float) -> Standing:
@@ -56,4 +64,5 @@ def read(engine: Engine, now: float) -> Standing:
                 for row in connection.execute(select(_GRANTS.mode, func.count()).group_by(_GRANTS.mode))
             },
             lock_waiters=connection.scalar(select(func.count()).select_from(schema.lock_waiters)) or 0,
+            workflows={row[0]: row[1] for row in connection.execute(_WORKFLOWS)},
         )

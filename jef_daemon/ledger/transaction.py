@@ -237,6 +237,11 @@ class Transaction:
         if self._tally is not None:
             self._tally.lock_waits.append((execution, seconds))
 
+    def workflow_ended(self, name: str, status: str, seconds: float) -> None:
+        """Measure a workflow from the request for it to its end."""
+        if self._tally is not None:
+            self._tally.workflows.append((name, status, seconds))
+
     def granted(self, execution: Execution) -> None:
         """Tell that an execution has its locks."""
         if self._tally is not None:

@@ -232,6 +232,8 @@ class _Step:
         state.sequence += 1
         self._book.tell(workflow)
         if state.status in FINAL:
+            took_s = max(0.0, self._transaction.now - state.created_at)
+            self._transaction.workflow_ended(workflow.name, state.status.value, took_s)
             if was_begun and workflow.plan.definition.concurrency is not None:
                 self._queues.add(workflow.name)
             if state.parent is not None:

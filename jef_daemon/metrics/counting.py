@@ -46,6 +46,7 @@ _COUNTED = {
     Counted.FENCED: "jef_fenced_writes_total",
     Counted.LOCK_REQUEST: "jef_lock_requests_total",
     Counted.LEASE_EXPIRED: "jef_lock_leases_expired_total",
+    Counted.MESSAGE_REFUSED: "jef_messages_refused_total",
     Counted.LOCKS_LOST: "jef_locks_lost_total",
 }
 
@@ -118,6 +119,8 @@ class Metrics:
             self._counts[_COUNTED[what]][(label,) if label else ()] += number
         for execution, waited_s in commit.tally.lock_waits:
             self.observe("jef_lock_wait_seconds", waited_s, self.label(execution.action), of=execution)
+        for name, status, took_s in commit.tally.workflows:
+            self.observe("jef_workflow_duration_seconds", took_s, name, status)
 
     def flagged(self, lateness_s: Iterable[float]) -> None:
         """Measure how late the watcher's flags were on disk."""
@@ -152,9 +155,7 @@ class Metrics:
                 self._counts[one.name].update(dict.fromkeys(_beginnings(one, self._actions), 0))
 
     def _came(self, message: Arrival | Refusal, word: Accepted) -> None:
-        if isinstance(message, Refusal):
-            self._counts["jef_messages_refused_total"][message.error.code,] += 1
-        else:
+        if isinstance(message, Arrival):
             key = self.label(message.execution.action), word.value
             self._counts["jef_jobs_received_total"][key] += 1
 

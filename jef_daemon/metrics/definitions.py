@@ -200,6 +200,24 @@ _LOCKS = (
     ),
 )
 
+_WORKFLOWS = (
+    Definition(
+        "jef_workflows",
+        "gauge",
+        "Workflows of this coordinator that are not over, by status; TIMED_OUT is none that a workflow has.",
+        ("status",),
+        values=("QUEUED", "WAITING_FOR_LOCK", "RUNNING"),
+    ),
+    Definition(
+        "jef_workflow_duration_seconds",
+        "histogram",
+        "From the request for a workflow until its end, waits and retries included, by the name of its definition and "
+        "by COMPLETED, FAILED or CANCELLED; one that is retried ends again.",
+        ("workflow", "status"),
+        _JOB_S,
+    ),
+)
+
 _WATCHER = (
     Definition("jef_watcher_watched", "gauge", "Executions whose next update the watcher waits for."),
     Definition(
@@ -275,6 +293,7 @@ FAMILIES: dict[str, tuple[Definition, ...]] = {
     "Jobs": _JOBS,
     "What is told of jobs": _TOLD,
     "Locks": _LOCKS,
+    "Workflows": _WORKFLOWS,
     "The watcher": _WATCHER,
     "Outbox and broker": _BROKER,
     "The ledger": _LEDGER,

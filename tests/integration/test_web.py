@@ -47,6 +47,10 @@ async def web(daemon: DaemonProcess) -> AsyncIterator[Port]:
     port = free_port()
     silent = "[actions.silent]\nexecutor = 'tests.support.executors:Farm'\nupdate_timeout_s = 1.0\n"
     daemon.configure(silent)
+    folder = daemon.folder / "data" / "workflows"
+    folder.mkdir(parents=True)
+    (folder / "short.yaml").write_text("name: short\nstages: [{name: a, action: staged}]\n")
+    (folder / "long.yaml").write_text("name: long\nstages: [{name: a, action: away, elsewhere: true}]\n")
     daemon.start(JEF_HTTP_PORT=str(port), JEF_HTTP_TOKEN_FILE=str(token))
     async with client_of(port) as anybody, client_of(port, OPERATOR) as operator:
         yield Port(port, anybody, operator)
@@ -314,6 +318,12 @@ async def test_metrics_tell_what_happened(web: Port, client: Client) -> None:
     await client.until(lambda: client.statuses("late")[-1:] == ["TIMED_OUT"])
     await client.submit("broken", "crashes", {"how": "os-exit"})
     await client.end_of("crashes")
+    away = await client.channel.declare_queue(f"{client.prefix}.jobs.away", durable=True)
+    await away.bind(f"{client.prefix}.jobs", "away")
+    for name, workflow in (("w-1", "short"), ("w-2", "long"), ("w-3", "none")):
+        await client.start_workflow(workflow, name)
+    for name in ("w-1", "w-3"):
+        await client.end_of_workflow(name)
     await web.anybody.post("/executions/1/updates", json={"status": "RUNNING", "token": token})
     again = ("jef_jobs_received_total", (("action", "quick"), ("outcome", "finished")))
     while not (found := await metrics(web)).get(again) or not found["jef_event_loop_lag_seconds_count", ()]:
@@ -322,6 +332,10 @@ async def test_metrics_tell_what_happened(web: Port, client: Client) -> None:
         ("jef_jobs_received_total", {"action": "quick", "outcome": "new"}, 1),
         ("jef_jobs_received_total", {"action": "quick", "outcome": "finished"}, 1),
         ("jef_messages_refused_total", {"reason": "not-json"}, 1),
+        ("jef_messages_refused_total", {"reason": "workflow-invalid"}, 1),
+        ("jef_workflows", {"status": "RUNNING"}, 1),
+        ("jef_workflows", {"status": "QUEUED"}, 0),
+        ("jef_workflow_duration_seconds_count", {"workflow": "short", "status": "COMPLETED"}, 1),
         ("jef_jobs_finished_total", {"action": "quick", "status": "COMPLETED"}, 1),
         ("jef_jobs_finished_total", {"action": "broken", "status": "FAILED"}, 2),
         ("jef_job_duration_seconds_count", {"action": "quick", "status": "COMPLETED"}, 1),
@@ -335,7 +349,7 @@ async def test_metrics_tell_what_happened(web: Port, client: Client) -> None:
         ("jef_ledger_stalled", {}, 0),
         ("jef_locks_held", {"mode": "EXCLUSIVE"}, 0),
         ("jef_progress_total", {"action": "farm"}, 2),  # at its launch, and the update
-        ("jef_notifications_total", {"status": "COMPLETED"}, 2),
+        ("jef_notifications_total", {"status": "COMPLETED"}, 3),
         ("jef_notifications_total", {"status": "TIMED_OUT"}, 1),
         ("jef_jobs_timed_out_total", {"action": "silent", "clock": "update"}, 1),
         ("jef_watcher_lateness_seconds_count", {}, 1),

@@ -30,6 +30,15 @@ executor = "tests.support.executors:Locked"
 """
 
 
+WORKFLOW = """
+name: delivery
+variables: {fails: 0}
+stages:
+  - {name: slow, action: slow, configuration: {seconds: 1.0}}
+  - {name: last, action: staged, configuration: {fails: "{{ workflow.fails }}"}}
+"""
+
+
 class Load:
     """Sends jobs of all kinds, again and again.
 
@@ -62,6 +71,9 @@ class Load:
         for kind, mode in (("a", "EXCLUSIVE"), ("b", "EXCLUSIVE"), ("c", "SHARED")):
             lock = exclusive(f"asset/{int(name) % 2}") | {"mode": mode}
             await submit("locked", f"locked-{name}-{kind}", {"seconds": 0.4}, locks=[lock])
+        await self._client.start_workflow(
+            "delivery", f"w-{name}", variables={"fails": int(int(name) % 4 == 0)}
+        )
         await self._client.publish("quick", b"no json")
         await asyncio.gather(
             self._outside(f"farm-{name}"),
@@ -138,6 +150,9 @@ async def under_load(daemon: DaemonProcess, pauses_s: Iterable[float]) -> AsyncI
     port = free_port()
     # Leases end when they end: nobody of this load has a right to be waited for.
     locks = {"takeover_grace_s": 0}
+    folder = daemon.folder / "data" / "workflows"
+    folder.mkdir(parents=True)
+    (folder / "delivery.yaml").write_text(WORKFLOW)
     daemon.configure(ACTIONS, slots={"total": 16}, logging={"level": "info"}, locks=locks)
     daemon.start(JEF_HTTP_PORT=str(port))
     async with Client(daemon.url, daemon.prefix) as client:

@@ -10,7 +10,6 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from jef_daemon import lifecycle
 from jef_daemon.commits import Commit, Counted, Tally
-from jef_daemon.errors import RequestRefused
 from jef_daemon.events import (
     Completed,
     Event,
@@ -25,7 +24,7 @@ from jef_daemon.events import (
 )
 from jef_daemon.lifecycle import Execution, Transition
 from jef_daemon.metrics import DEFINITIONS, Definition, Metrics, Values
-from jef_daemon.ports import Accepted, Arrival, Delivery, Refusal
+from jef_daemon.ports import Accepted, Arrival, Refusal
 
 Samples = Mapping[tuple[str, tuple[str, ...]], float]
 
@@ -138,6 +137,7 @@ async def test_what_is_no_transition_is_counted() -> None:
         word = "" if what in {Counted.LEASE_EXPIRED, Counted.LOCKS_LOST} else f"a-{what}"
         tally.counts[what, word] = number
     tally.lock_waits = [(Execution("e", "render"), 4.0), (Execution("f", "foreign"), 70.0)]
+    tally.workflows = [("ingest", "FAILED", 60.0), ("ingest", "FAILED", 10.0)]
     found = await counted(tally=tally)
     told = {name: found[name, (f"a-{what}",)] for what, name in (
         ("notified", "jef_notifications_total"),
@@ -147,7 +147,10 @@ async def test_what_is_no_transition_is_counted() -> None:
     )}  # fmt: skip
     assert list(told.values()) == [1, 2, 3, 4]
     assert found["jef_lock_leases_expired_total", ()] == 5
-    assert found["jef_locks_lost_total", ()] == 6
+    assert found["jef_messages_refused_total", ("a-message-refused",)] == 6
+    assert found["jef_locks_lost_total", ()] == 7
+    assert found["jef_workflow_duration_seconds_count", ("FAILED", "ingest")] == 2
+    assert found["jef_workflow_duration_seconds_sum", ("FAILED", "ingest")] == 70
     assert found["jef_lock_wait_seconds_sum", ("render",)] == 4
     assert found["jef_lock_wait_seconds_sum", ("other",)] == 70
 
@@ -206,11 +209,8 @@ async def test_foreign_names_share_a_label() -> None:
     door: list[tuple[Arrival | Refusal, Accepted]] = [
         (Arrival(Execution(str(number), f"action-{number}"), "{}"), Accepted.NEW) for number in range(1000)
     ]
-    error = RequestRefused("not-json", "it is none")
-    door.append((Refusal(error, Delivery("x", b"", 1, 1), "x"), Accepted.REFUSED))
     found = await counted(*lived("foreign", Started(), Completed()), door=door)
     assert found["jef_jobs_received_total", ("other", "new")] == 1000
-    assert found["jef_messages_refused_total", ("not-json",)] == 1
     assert found["jef_jobs_finished_total", ("other", "COMPLETED")] == 1
 
 
