@@ -288,6 +288,38 @@ async def test_a_claim_and_a_cancel_in_one_transaction(life: Life) -> None:
     assert claimed.execution.attempt == 1
 
 
+async def test_only_what_ran_here_is_interrupted(life: Life) -> None:
+    """In the daemon's name; what waits, is silent, has ended or goes on elsewhere stays what it is."""
+    await life.run("done", "a", Completed())
+    await life.run("failed", "a", BROKE)
+    await life.run("outside", "f", Launched())
+    await life.run("silent")
+    await life.fall_silent("silent")
+    await life.run("ran", "plain")
+    await life.arrive("waits")
+    names = ("done", "failed", "outside", "silent", "waits")
+    before = [life.find(name) for name in names]
+    await life.reopen()
+    assert await life.ledger.interrupt(lambda action: False, "it died") == 1
+    assert [life.find(name) for name in names] == before
+    last = life.history("ran")[-1]
+    assert (last.event, last.actor, last.status) == ("Failed", "daemon", "FAILED")
+    assert (await life.told("ran"))[-1]["error"] == {"type": "Interrupted", "message": "it died"}
+    assert not [name for name in names for event in life.events(name) if "refused" in event]
+
+
+async def test_what_has_not_begun_is_handed_back_by_its_rank(life: Life) -> None:
+    """Those that are urgent first, then as they came; what runs, or has ended, is nobody else's."""
+    await life.run("runs")
+    await life.run("done", "a", Completed())
+    for name, priority in (("1", 0), ("2", 5), ("3", 0), ("4", 9)):
+        await life.arrive(name, priority=priority)
+    assert await life.ledger.hand_back() == 4
+    back = [json.loads(each.body)["executionId"] for each in await life.outbox() if each.exchange == "t.jobs"]
+    assert back == ["4", "2", "1", "3"]
+    assert [life.find(name).handed_back for name in ("runs", "done")] == [False, False]
+
+
 # --- cancels that come before -----------------------------------------------------------------------------
 
 

@@ -350,9 +350,11 @@ async def test_old_finished_executions_are_purged_in_steps(
         await run_to_end(ledger, str(number))
     await ledger.accept([arrival("open")])
     clock.time += 100
+    await run_to_end(ledger, "new")
     assert await ledger.purge(clock.time - 50, 2) == 5
     reader = Reader(url)
-    assert [execution.execution_id for execution in reader.page(Filter()).executions] == ["open"]
+    assert [execution.execution_id for execution in reader.page(Filter()).executions] == ["new", "open"]
+    assert reader.outcome("new") != {}
     assert reader.history("1") == []
     assert reader.outcome("1") == {}
 

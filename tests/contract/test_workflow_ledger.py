@@ -261,11 +261,13 @@ async def test_what_is_over_as_it_comes_is_purged_too(
 ) -> None:
     cancel = Control.model_validate({"command": "cancel", "workflowId": "w"})
     await ledger.commanding([Command(cancel, actor="operator:ann")])
-    await ledger.coordinating([begin("w")])
+    await ledger.coordinating([begin("w"), begin("other")])
     clock.time += 100
     await ledger.purge(clock.time, 10)
+    reader = WorkflowReader(url)
     with pytest.raises(NotFound):
-        WorkflowReader(url).find("w")
+        reader.find("w")
+    assert [entry.event for entry in reader.history("other")][:2] == ["Accepted", "Begun"]
 
 
 async def test_commands_are_answered_and_say_why_not(ledger: SqlLedger) -> None:
