@@ -19,6 +19,7 @@ from jef_daemon.run.inputs import Inputs
 from jef_daemon.run.isolation import ProcessPool
 from jef_daemon.run.worker import Worker
 from jef_daemon.settings import Settings
+from tests.support.clock import run_at_once
 
 
 class Watched(ActionExecutor):
@@ -210,6 +211,32 @@ async def test_a_drain_interrupts_what_was_claimed(tmp_path: Path, after: int, m
         assert (event.reason, bool(event.token)) == (why, True)
     else:
         assert event == Failed(actor="daemon", error_type="Interrupted", error_message=why)
+
+
+@pytest.mark.parametrize(
+    ("patience_s", "hastens_after_s", "took_s", "outcome"),
+    [(60.0, None, 30.0, Completed), (10.0, None, 10.0, Failed), (60.0, 5.0, 5.0, Failed)],
+)
+def test_a_drain_lets_jobs_end_for_a_time(
+    tmp_path: Path, patience_s: float, hastens_after_s: float | None, took_s: float, outcome: type[Event]
+) -> None:
+    """No longer than that, and no longer than until haste is asked for; at once where nothing runs any more."""
+
+    async def main() -> tuple[Event, float]:
+        bench, loop, haste = Bench(tmp_path), asyncio.get_running_loop(), asyncio.Event()
+        bench.claimed()
+        await bench.until_begun()
+        began = loop.time()
+        loop.call_later(30.0, Watched.answer.set)
+        if hastens_after_s is not None:
+            loop.call_later(hastens_after_s, haste.set)
+        bench.worker.start_nothing_more()
+        await bench.worker.drain(patience_s, haste)
+        return await bench.outcome(), loop.time() - began
+
+    event, took = run_at_once(main())
+    assert isinstance(event, outcome)
+    assert took == pytest.approx(took_s, abs=1.0)
 
 
 @pytest.mark.parametrize("may_run_again", [False, True])
