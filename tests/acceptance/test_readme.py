@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ def readme_daemon(own_broker: PrivateBroker, tmp_path: Path) -> Iterator[DaemonP
     (folder / "thumbnail.py").write_text(block("python", "class Thumbnail"))
     daemon = DaemonProcess(own_broker.url, "jef", folder)
     daemon.configuration.write_text(block("toml", "[actions.thumbnail]"))
+    (tmp_path / "data" / "workflows").mkdir(parents=True)
     daemon.start(JEF_AMQP_URL=own_broker.url, JEF_DATA_DIR=str(tmp_path / "data"), JEF_LOGGING__FORMAT="json")
     yield daemon
     daemon.kill()
@@ -61,6 +63,13 @@ async def test_the_readme_runs_as_printed(
             assert (end["status"], end["result"]) == ("COMPLETED", "done")
             assert end["jobContextVariables"] == {"width": 320}
             assert "In Progress" in [told["message"] for told in client.of(name)]
+        (tmp_path / "data" / "workflows" / "several.yaml").write_text(block("yaml", "name: several"))
+        started = shlex.split(block("sh", "workflows start"))
+        assert "COMPLETED" in call(sys.executable, "-m", "jef_daemon", *started[1:])
+        await client.until(lambda: bool(client.told_of_workflows[-1]["status"] == "COMPLETED"))
+        ends = {told["executionId"] for told in client.told if told["status"] == "COMPLETED"}
+        stages = sorted(name.partition(":")[2] for name in ends if ":" in name)
+        assert stages == ["each.0:1", "each.1:1", "poster:1"]
 
 
 def amqplib(folder: Path) -> Path:
