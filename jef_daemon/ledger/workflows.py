@@ -254,12 +254,23 @@ class _Step:
                 workflow_id=workflow.state.workflow_id,
                 step=type(event).__name__,
                 exc_info=error,
-                consequence="the workflow has FAILED; a retry goes on",
+                consequence="its jobs are stopped, it has FAILED; a retry goes on",
             )
+            return self._given_in(workflow, event, said)
+
+    def _given_in(self, workflow: Workflow, event: events.Event, said: str) -> list[events.Effect]:
+        now, bounds = self._transaction.now, self._transaction.terms.workflow_bounds
+        for at_once in (False, True):
             workflow.state = decode(workflow.kept)
             if workflow.state.status in FINAL:
-                raise events.Refused(said) from None
-            return law.advance(workflow.plan, workflow.state, events.Broken(reason=said), now, bounds)
+                raise events.Refused(said)
+            broken = events.Broken(reason=said, of=event, at_once=at_once)
+            try:
+                return law.advance(workflow.plan, workflow.state, broken, now, bounds)
+            except Exception:  # it meets the fault in whatever it does: without waiting it does least
+                if at_once:
+                    raise
+        raise AssertionError("it was returned or raised")
 
     def _follow(self) -> None:
         while self._followed:

@@ -8,8 +8,8 @@ from typing import Any
 from jef_daemon.lifecycle import FINAL, Status
 from jef_daemon.workflow import holding
 from jef_daemon.workflow.course import give_up, leave_out
-from jef_daemon.workflow.events import Broken, CancelAsked, Refused, RetryAsked
-from jef_daemon.workflow.state import Phase, StageState
+from jef_daemon.workflow.events import Broken, CancelAsked, Ended, Refused, RetryAsked
+from jef_daemon.workflow.state import Phase, Run, StageState
 from jef_daemon.workflow.step import Step
 
 
@@ -44,23 +44,40 @@ def cancel(step: Step, event: CancelAsked) -> None:
 
 
 def give_in(step: Step, event: Broken) -> None:
-    """End it as FAILED rather than leave it where nothing can move it any more; a retry goes on from here."""
+    """Let it end as FAILED rather than leave it where nothing can move it any more; a retry goes on from here.
+
+    It waits for its jobs to be stopped, and holds its locks so long; at once, where that does not help either.
+    """
     state = step.state
     if state.status in FINAL:
         raise Refused(f"it is {state.status} already")
-    holding.forsake(step, event.reason)
+    if event.at_once:
+        holding.forsake(step, event.reason)
     for name, spec in step.plan.stages.items():
         stage = state.stages[name]
         for index, run in enumerate(stage.runs):
             if run.phase is Phase.RUNNING:
-                step.ask_to_stop(name, index, run, "cancel", event.reason, force=False)
-                run.phase = Phase.CANCELLED
-            elif run.phase is Phase.WAITING:
+                _give_in(step, name, index, run, event)
+            elif run.phase is Phase.WAITING and event.at_once:
                 leave_out(run)
-        if stage.phase is Phase.RUNNING:
-            stage.phase = Phase.CANCELLED
-        give_up(step, [spec])
+        if event.at_once:
+            stage.phase = Phase.CANCELLED if stage.phase is Phase.RUNNING else stage.phase
+            give_up(step, [spec])
     step.fail("CoordinatorFault", event.reason, event.actor)
+
+
+def _give_in(step: Step, name: str, index: int, run: Run, event: Broken) -> None:
+    of = event.of
+    has_ended = (
+        isinstance(of, Ended)
+        and of.status is not Status.TIMED_OUT
+        and (of.stage, of.index or 0, of.attempt) == (name, index, run.attempt)
+    )
+    if has_ended:  # nobody tells it again
+        run.phase = Phase.CANCELLED
+    elif event.at_once or not step.plan.stages[name].always:
+        step.ask_to_stop(name, index, run, "cancel", event.reason, force=False)
+        run.phase = Phase.CANCELLED if event.at_once else run.phase
 
 
 def retry(step: Step, event: RetryAsked) -> None:

@@ -14,6 +14,8 @@ from jef_daemon.workflow.state import ENDED, OPEN, Phase, Run, StageState
 from jef_daemon.workflow.step import Step
 
 _PASSED = frozenset({Phase.COMPLETED, Phase.SKIPPED})
+_WHY = {"CoordinatorFault": "the coordinator cannot go on"}
+"""Why a workflow ends, where no stage has failed."""
 _CUT_SHORT = frozenset({Phase.CANCELLED, Phase.NOT_RUN})
 
 
@@ -225,7 +227,8 @@ def _tell(step: Step) -> None:
     told = [_how_far(name, state.stages[name]) for name in running[:10]]
     state.message = ", ".join(told) + (f"; timed out: {', '.join(silent[:10])}" if silent else "")
     if step.is_ending:
-        why = f"{state.failed} failed" if state.failed else "its locks are lost"
+        kind = state.error["type"] if state.error else ""
+        why = f"{state.failed} failed" if state.failed else _WHY.get(kind, "its locks are lost")
         state.message = f"{'cancelling' if state.cancel_requested else why}: {state.message}"
 
 

@@ -112,6 +112,11 @@ class CancelAsked(Event):
 class Broken(Event):
     """The coordinator cannot go on with it, by a fault of its own; `reason` says what it ran into."""
 
+    of: Event
+    """What it was about to take."""
+    at_once: bool = False
+    """Whether it does not wait for its jobs to end: it met the fault also when it was to do that."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryAsked(Event):

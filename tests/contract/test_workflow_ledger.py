@@ -20,9 +20,9 @@ from jef_daemon.lifecycle import Execution, Status
 from jef_daemon.messages import Control
 from jef_daemon.names import Names
 from jef_daemon.ports import Arrival, Capacity, Command, Delivery, Refusal
-from jef_daemon.workflow import course, law
+from jef_daemon.workflow import course, events, law
 from jef_daemon.workflow.definition import Definition
-from jef_daemon.workflow.inputs import Became, Begin, RefusedRequest, WorkflowCommand
+from jef_daemon.workflow.inputs import Became, Begin, JobEnded, RefusedRequest, WorkflowCommand
 from jef_daemon.workflow.plan import PlanError, plan
 from jef_daemon.workflow.step import Step
 from tests.support.clock import ManualClock
@@ -363,11 +363,14 @@ async def test_a_fault_of_the_law_is_the_end_of_one_workflow_and_a_retry_goes_on
     assert await ledger.coordinating(ends) == [Became.TAKEN, Became.TAKEN]
     assert (await asked(ledger))[4:] == ["good:b:1"]
     found = WorkflowReader(url).find("bad").state
+    assert (found.status, found.message) == (Status.RUNNING, "the coordinator cannot go on: c")
+    stopped = [each["executionId"] for each in await posted(ledger, "") if each["command"] == "cancel"]
+    assert stopped == ["bad:c:1"], "a has ended, nobody will tell it again; what c uses is held so long"
+    await ledger.coordinating([ended("bad", "c", status=Status.CANCELLED)])
+    found = WorkflowReader(url).find("bad").state
     said = "CoordinatorFault: a fault of the coordinator, whose log says more: KeyError: 'a fault'"
     assert (found.status, found.message) == (Status.FAILED, said)
     assert [stage.phase for stage in found.stages.values()] == ["CANCELLED", "NOT_RUN", "CANCELLED"]
-    stopped = [each["executionId"] for each in await posted(ledger, "") if each["command"] == "cancel"]
-    assert stopped == ["bad:a:1", "bad:c:1"]
     again = WorkflowCommand(Control.model_validate({"command": "retry", "workflowId": "bad"}))
     assert await ledger.coordinating([again]) == [Became.TAKEN]
     assert WorkflowReader(url).find("bad").state.message == said, "it met the fault again"
@@ -378,6 +381,29 @@ async def test_a_fault_of_the_law_is_the_end_of_one_workflow_and_a_retry_goes_on
     assert (await asked(ledger))[5:] == ["bad:a:2", "bad:c:2"]
     await ledger.coordinating([ended("bad", "a", 2), ended("bad", "b"), ended("bad", "c", 2)])
     assert WorkflowReader(url).find("bad").state.status is Status.COMPLETED
+
+
+async def test_a_workflow_that_meets_the_fault_in_whatever_it_does_ends_at_once(
+    ledger: SqlLedger, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it would only wait for its jobs: they are stopped, and nobody waits."""
+    stages = [{"name": "a", "action": "x", "forEach": [1, 2, 3], "limit": 2}, {"name": "b", "action": "x"}]
+    await ledger.coordinating([begin("w", {"name": "fork", "stages": stages})])
+    right = course.settle
+
+    def wrong(step: Step) -> None:
+        right(step)
+        if step.state.status is Status.RUNNING:
+            raise KeyError("a fault")
+
+    monkeypatch.setattr(law, "settle", wrong)
+    end = events.Ended(stage="a", index=1, attempt=1, status=Status.COMPLETED)
+    assert await ledger.coordinating([JobEnded("w", end)]) == [Became.TAKEN]
+    found = WorkflowReader(url).find("w").state
+    assert (found.status, found.error and found.error["type"]) == (Status.FAILED, "CoordinatorFault")
+    phases = {name: (stage.phase, [run.phase for run in stage.runs]) for name, stage in found.stages.items()}
+    assert phases == {"a": ("CANCELLED", ["CANCELLED", "CANCELLED", "NOT_RUN"]), "b": ("NOT_RUN", [])}
+    assert [each["executionId"] for each in await posted(ledger, "")] == ["w:a.0:1"]
 
 
 async def test_a_workflow_that_cannot_be_read_keeps_no_other_of_its_name_from_beginning(

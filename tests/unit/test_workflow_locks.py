@@ -354,7 +354,7 @@ def test_workflows_within_one_that_gives_in_rely_on_nothing_around_them() -> Non
     outer = Holding("b", Mode.SHARED, "b", "workflow/outer/b", 7)
     course = Course({"name": "i", "workflow": "other"}, around=(outer,), **ASSET)
     course.do(GRANTED)
-    effects = course.do(events.Broken(reason="a fault"))
+    effects = course.do(events.Broken(reason="a fault", of=events.Begun(), at_once=True))
     [told] = of(events.TellLost, effects)
     assert told.names == {"workflow/w/asset/42", "workflow/outer/b"}
     kinds = [type(each) for each in effects if not isinstance(each, events.Noted)]

@@ -350,3 +350,20 @@ def test_a_request_has_a_limit_and_an_error_that_says_so() -> None:
     course = Course(stage, bounds=Bounds(request_bytes=300))
     assert "bytes; 300 are allowed" in course.state.message
     assert course.asked() == []
+
+
+def test_a_workflow_that_gives_in_waits_for_its_jobs_and_lets_what_cleans_up_go_on() -> None:
+    course = Course({"name": "a"}, {"name": "b", "needs": []}, {"name": "z", "always": True})
+    given_in = events.Broken(reason="a fault", of=events.Ended(stage="a", index=None, attempt=1, status=T))
+    effects = course.do(given_in)
+    assert [each.execution_id for each in effects if isinstance(each, events.CancelJob)] == ["w:a:1", "w:b:1"]
+    assert course.state.message == "the coordinator cannot go on: a, b", "a is TIMED_OUT: that is no end"
+    course.end("a:1", X)
+    course.end("b:1", C)
+    assert course.asked()[-1] == "z:1"
+    assert not [each for each in course.do(given_in) if isinstance(each, events.CancelJob)]
+    course.end("z:1")
+    assert (course.state.status, course.state.message) == (F, "CoordinatorFault: a fault")
+    assert course.phases() == {"a": "CANCELLED", "b": "COMPLETED", "z": "COMPLETED"}
+    with pytest.raises(events.Refused):
+        course.do(given_in)
