@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
+import structlog
 from sqlalchemy import select
 
 from jef_daemon.events import Event
@@ -49,6 +50,8 @@ from jef_daemon.workflow.state import Bounds
 
 if TYPE_CHECKING:
     from jef_daemon.workflow.inputs import Became, Input
+
+log = structlog.get_logger()
 
 
 class SqlLedger(OwnedLedger):
@@ -292,8 +295,21 @@ class SqlLedger(OwnedLedger):
         after: int | None = 0
         while after is not None:
             page = after
-            after = await self._other(
-                lambda transaction: workflows.reconcile(transaction, page)  # noqa: B023  awaited at once
+            found, after = await self._other(
+                lambda transaction: workflows.lost_ends(transaction, page)  # noqa: B023  awaited at once
+            )
+            try:
+                await self.coordinating(found)
+            except ValueError:  # one leads to what cannot be read: the others do not
+                for each in found:
+                    await self._reconcile(each)
+
+    async def _reconcile(self, end: Input) -> None:
+        try:
+            await self.coordinating([end])
+        except ValueError as error:
+            log.error(
+                "workflow_unreadable", which=str(end), error=str(error), consequence="it is left as it is"
             )
 
     async def workflow_actions(self) -> set[str]:

@@ -49,11 +49,11 @@ def take(transaction: Transaction, inputs: Sequence[Input]) -> list[Became]:
     return _Step(transaction).take(inputs)
 
 
-def reconcile(transaction: Transaction, after: int) -> int | None:
-    """Take ends of jobs of this ledger whose notifications never came here, for a page of workflows.
+def lost_ends(transaction: Transaction, after: int) -> tuple[list[Input], int | None]:
+    """Ends of jobs of this ledger that a page of workflows still waits for: their notifications never came here.
 
     Returns:
-        Where the next page begins; None: this was the last.
+        The ends, and where the next page begins; None: this was the last.
     """
     page = transaction.connection.execute(
         select(_W.number, _W.key, _W.state)
@@ -69,8 +69,7 @@ def reconcile(transaction: Transaction, after: int) -> int | None:
         for body in transaction.connection.scalars(select(out.notification).where(some)):
             end = messages.ended(body)
             found += [JobEnded(*end)] if end is not None else []
-    take(transaction, found)
-    return page[-1].number if len(page) == _AT_ONCE else None
+    return found, page[-1].number if len(page) == _AT_ONCE else None
 
 
 def _running(key: str, state: str) -> list[str]:

@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
+from jef_daemon.events import Completed
 from jef_daemon.ledger import SqlLedger
+from jef_daemon.ledger.opening import open_engine
 from jef_daemon.ledger.workflow_reading import WorkflowReader
-from jef_daemon.lifecycle import Status
+from jef_daemon.lifecycle import Execution, Status
 from jef_daemon.messages import Control
 from jef_daemon.names import Names
+from jef_daemon.ports import Arrival, Capacity
 from jef_daemon.workflow import events
 from jef_daemon.workflow.definition import Definition
 from jef_daemon.workflow.inputs import Begin, JobEnded, WorkflowCommand
@@ -154,3 +158,23 @@ async def test_a_cancel_goes_down_and_its_end_comes_up(ledger: SqlLedger, url: s
     actors = [entry.actor for entry in reader.history("w:s:1") if entry.event == "CancelRequested"]
     assert actors == ["workflow", "workflow"]
     assert [reader.find(each).state.status.value for each in ("w", "w:s:1")] == ["CANCELLED", "CANCELLED"]
+
+
+async def test_an_unheard_end_that_leads_to_what_cannot_be_read_keeps_no_coordinator_from_its_work(
+    ledger: SqlLedger, url: str
+) -> None:
+    """The workflow around it is left as it is; others go on."""
+    bodies = nested("one", "two")
+    await ledger.coordinating([Begin(name, "one", bodies) for name in ("w-1", "w-2")])
+    jobs = await asked(ledger)
+    for job in jobs:
+        await ledger.accept([Arrival(Execution(job, "x", token="t"), json.dumps({"executionId": job}))])
+        await ledger.claim(Capacity(1, {"x": 1}))
+        await ledger.apply(job, 1, [Completed()])
+    with open_engine(url).begin() as connection:
+        spoilt = connection.execute(text("UPDATE workflows SET state = '{' WHERE workflow_id = 'w-1'"))
+    assert spoilt.rowcount == 1
+    await ledger.reconcile_workflows()
+    reader = WorkflowReader(url)
+    assert reader.find("w-2").state.status is Status.COMPLETED
+    assert reader.find("w-1:s:1").state.status is Status.RUNNING
