@@ -29,7 +29,7 @@ def second(daemon: DaemonProcess, tmp_path: Path) -> Any:
         folder = each.folder / "data" / "workflows"
         folder.mkdir(parents=True)
         (folder / "line.yaml").write_text(LINE)
-        each.configure(slots={"total": 2, "backlog": 2})
+        each.configure(slots={"total": 2})
     yield process
     process.kill()
 
