@@ -44,6 +44,13 @@ class Guardian:
 
     def start(self) -> None:
         """Mark this process' future children and set the guardian up."""
+        from multiprocessing import (
+            resource_tracker,
+        )  # not in the guardian's own process, which is this file too
+
+        # Not marked: it keeps account of our semaphores until we end, and ends with us by itself. Killed before, it is
+        # started anew by the last one that is let go, and both say so on standard error.
+        resource_tracker.ensure_running()
         environment = {key: value for key, value in os.environ.items() if key != VARIABLE}
         self._process = subprocess.Popen(  # noqa: S603  our own file, no shell
             [sys.executable, __file__, self.mark],

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -16,6 +18,16 @@ from jef_daemon.run.isolation import ProcessPool
 from jef_daemon.settings import Settings
 from tests.support.process import ROOT
 
+LEAVES = """
+import gc, multiprocessing
+from jef_daemon.run.guardian import Guardian
+guardian = Guardian("sqlite:////none")
+guardian.start()
+kept = multiprocessing.get_context("forkserver").Semaphore()
+guardian.stop()
+del kept
+gc.collect()
+"""
 CULPRITS = {
     "hangs": ("import time; time.sleep(600)", "took longer than"),
     "leaves": ("import os; os._exit(0)", "ended the interpreter"),
@@ -31,6 +43,14 @@ class C(ActionExecutor):
     def execute(self, context):
         return None
 """
+
+
+def test_the_end_of_all_that_is_ours_is_silent() -> None:
+    """Also where something of ours is let go only behind it: who keeps account of that is there still."""
+    done = subprocess.run(
+        [sys.executable, "-c", LEAVES], cwd=ROOT, check=True, capture_output=True, text=True, timeout=60
+    )
+    assert (done.stdout, done.stderr) == ("", "")
 
 
 async def test_whatever_an_import_does_makes_only_its_own_action_unserved(
