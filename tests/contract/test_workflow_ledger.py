@@ -406,6 +406,25 @@ async def test_a_workflow_that_meets_the_fault_in_whatever_it_does_ends_at_once(
     assert [each["executionId"] for each in await posted(ledger, "")] == ["w:a.0:1"]
 
 
+async def test_what_was_taken_before_the_fault_in_the_same_transaction_stays(
+    ledger: SqlLedger, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what the fault came with is taken back: also of a workflow that has changed meanwhile, or is new."""
+    stages = [{"name": name, "action": "x", "needs": []} for name in ("a", "b", "c")]
+    right = course.settle
+
+    def wrong(step: Step) -> None:
+        right(step)
+        if step.state.stages["b"].phase == "COMPLETED" and step.state.error is None:
+            raise KeyError("a fault")
+
+    monkeypatch.setattr(law, "settle", wrong)
+    inputs = [begin("w", {"name": "fork", "stages": stages}), ended("w", "a"), ended("w", "b")]
+    assert await ledger.coordinating(inputs) == [Became.NEW, Became.TAKEN, Became.TAKEN]
+    found = WorkflowReader(url).find("w").state
+    assert [stage.phase for stage in found.stages.values()] == ["COMPLETED", "CANCELLED", "RUNNING"]
+
+
 async def test_a_workflow_that_cannot_be_read_keeps_no_other_of_its_name_from_beginning(
     ledger: SqlLedger, url: str
 ) -> None:
