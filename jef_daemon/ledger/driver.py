@@ -7,11 +7,11 @@ the driver's own: no types are converted. Everything else goes the usual way.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import BindParameter, ColumnElement, Connection, Select, bindparam, select
 from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql.base import Executable
@@ -99,3 +99,33 @@ class Driver:
             raise DBAPIError.instance(
                 words, bound, error, fault, hide_parameters=True, dialect=self._dialect
             ) from error
+
+
+class ByKey:
+    """Looks for rows by their keys, with statements of few lengths, so that each is compiled once.
+
+    Args:
+        columns: of the rows.
+        key: that is looked for.
+        rooms: how many keys a statement may take, rising; of fewer, the last is asked for more often than needed.
+    """
+
+    def __init__(self, columns: Sequence[Any], key: ColumnElement[str], rooms: Sequence[int]) -> None:
+        self._columns, self._key, self._rooms = columns, key, rooms
+        self._statements: dict[int, Select[Any]] = {}
+
+    def find(self, driver: Driver, keys: Sequence[str]) -> Iterator[Any]:
+        """Those that are there, in no order."""
+        most = self._rooms[-1]
+        for start in range(0, len(keys), most):
+            some = keys[start : start + most]
+            room = next(room for room in self._rooms if room >= len(some))
+            padded = [*some, *[some[-1]] * (room - len(some))]
+            yield from driver.rows(self._of(room), {f"key{number}": key for number, key in enumerate(padded)})
+
+    def _of(self, room: int) -> Select[Any]:
+        found = self._statements.get(room)
+        if found is None:
+            keys: list[BindParameter[str]] = [bindparam(f"key{number}") for number in range(room)]
+            found = self._statements[room] = select(*self._columns).where(self._key.in_(keys))
+        return found

@@ -6,18 +6,17 @@ outbox messages are gathered and written at the end, in the order in which thing
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import BindParameter, Connection, Select, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, insert, update
 
 from jef_daemon import lifecycle, notifications
 from jef_daemon.commits import Counted, Tally
 from jef_daemon.errors import TransitionRefused
 from jef_daemon.events import Event, Failed, GraceEnded, Interrupted, Launched, Progressed, Retried, Stopped
 from jef_daemon.ledger import rows, schema
-from jef_daemon.ledger.driver import Driver
+from jef_daemon.ledger.driver import ByKey, Driver
 from jef_daemon.ledger.job_locks import LockBook
 from jef_daemon.ledger.refusals import Refusals
 from jef_daemon.ledger.terms import NO_POLICY, Policy, Terms
@@ -28,11 +27,9 @@ from jef_daemon.retry import INTERRUPTED
 from jef_daemon.tokens import new_token
 from jef_daemon.traceparent import carried
 
-_ROOMS = (1, 8, 64, 500)
-_CHUNK = _ROOMS[-1]
-"""Ids per IN list; SQLite takes 32,766 parameters, PostgreSQL plans long lists slowly."""
-
 _EX = schema.executions.c
+# Lists of ids no longer than that: SQLite takes 32,766 parameters, PostgreSQL plans long lists slowly.
+_BY_ID = ByKey(rows.COLUMNS, _EX.execution_id, (1, 8, 64, 500))
 _INSERT_HISTORY = insert(schema.history)
 _INSERT_OUTBOX = insert(schema.outbox)
 _UPDATE = (
@@ -207,11 +204,9 @@ class Transaction:
     def known(self, ids: Iterable[str]) -> dict[str, Execution]:
         """Executions by id, as they are now."""
         found: dict[str, Execution] = {}
-        wanted = list(ids)
-        for start in range(0, len(wanted), _CHUNK):
-            for row in self.driver.rows(*_by_ids(wanted[start : start + _CHUNK])):
-                execution = rows.execution_of(row)
-                found[execution.execution_id] = execution
+        for row in _BY_ID.find(self.driver, list(ids)):
+            execution = rows.execution_of(row)
+            found[execution.execution_id] = execution
         return found
 
     def update(self, changed: Iterable[Execution]) -> None:
@@ -340,19 +335,6 @@ class Transaction:
             Outgoing(self.next_id, exchange, routing_key, body, headers, correlation_id, reply_to)
         )
         self.next_id += 1
-
-
-@functools.lru_cache
-def _select_some(count: int) -> Select[Any]:
-    keys: list[BindParameter[str]] = [bindparam(f"key{number}") for number in range(count)]
-    return select(*rows.COLUMNS).where(_EX.execution_id.in_(keys))
-
-
-def _by_ids(ids: Sequence[str]) -> tuple[Select[Any], dict[str, str]]:
-    """A statement for these, of few that are compiled once; it asks for the last one more often than needed."""
-    room = next(room for room in _ROOMS if room >= len(ids))
-    padded = [*ids, *[ids[-1]] * (room - len(ids))]
-    return _select_some(room), {f"key{number}": each for number, each in enumerate(padded)}
 
 
 def _as_wished(execution: Execution, event: Event) -> Event:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import structlog
-from sqlalchemy import BindParameter, Select, bindparam, insert, select, update
+from sqlalchemy import bindparam, insert, select, update
 
 from jef_daemon.ledger import schema
+from jef_daemon.ledger.driver import ByKey
 from jef_daemon.ledger.transaction import Transaction
 from jef_daemon.workflow import events, messages
 from jef_daemon.workflow.definition import Definition
@@ -19,11 +20,9 @@ from jef_daemon.workflow.state import State, decode, encode
 
 log = structlog.get_logger()
 
-_ROOMS = (1, 20, 200)
-"""Keys in one look: statements of few lengths, which are compiled once."""
-
 _W, _D = schema.workflows.c, schema.workflow_definitions.c
 _CHANGING = ("status", "updated_at", "finished_at", "due_at", "state")
+_BY_KEY = ByKey((_W.key, _W.name, _W.revision, _W.state, _W.due_at), _W.key, (1, 20, 200))
 _INSERT = insert(schema.workflows)
 _UPDATE = (
     update(schema.workflows)
@@ -81,14 +80,11 @@ class WorkflowBook:
     def read(self, keys: Iterable[str]) -> None:
         """Read workflows that were not read yet; those that are not there stay away."""
         wanted = [key for key in dict.fromkeys(keys) if key not in self.open]
-        most = _ROOMS[-1]
-        for start in range(0, len(wanted), most):
-            found = self._transaction.driver.rows(*_by_keys(wanted[start : start + most]))
-            for key, name, revision, kept, due_at in found:
-                state = decode(kept)
-                state.due_at = due_at  # it is moved when the wall clock is set
-                plan = plan_of(body_of(self._transaction, revision))
-                self.open[key] = Workflow(False, name, revision, plan, state, kept)
+        for key, name, revision, kept, due_at in _BY_KEY.find(self._transaction.driver, wanted):
+            state = decode(kept)
+            state.due_at = due_at  # it is moved when the wall clock is set
+            plan = plan_of(body_of(self._transaction, revision))
+            self.open[key] = Workflow(False, name, revision, plan, state, kept)
 
     def find(self, key: str) -> Workflow | None:
         """One that nothing concerns that came: where it cannot be read, what came is not to fail for it."""
@@ -154,19 +150,6 @@ class WorkflowBook:
             row = {"revision": revision, "name": name, "body": body, "used_at": now}
             self._connection.execute(insert(schema.workflow_definitions), [row])
         return revision
-
-
-@functools.lru_cache
-def _select_some(count: int) -> Select[Any]:
-    keys: list[BindParameter[str]] = [bindparam(f"key{number}") for number in range(count)]
-    return select(_W.key, _W.name, _W.revision, _W.state, _W.due_at).where(_W.key.in_(keys))
-
-
-def _by_keys(keys: Sequence[str]) -> tuple[Select[Any], dict[str, str]]:
-    """A statement for these; it asks for the last one more often than needed."""
-    room = next(room for room in _ROOMS if room >= len(keys))
-    padded = [*keys, *[keys[-1]] * (room - len(keys))]
-    return _select_some(room), {f"key{number}": each for number, each in enumerate(padded)}
 
 
 def _changes(workflow: Workflow, now: float) -> Mapping[str, Any]:

@@ -410,7 +410,7 @@ async def test_what_was_taken_before_the_fault_in_the_same_transaction_stays(
     ledger: SqlLedger, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only what the fault came with is taken back: also of a workflow that has changed meanwhile, or is new."""
-    stages = [{"name": name, "action": "x", "needs": []} for name in ("a", "b", "c")]
+    stages: list[dict[str, Any]] = [{"name": name, "action": "x", "needs": []} for name in ("a", "b", "c")]
     right = course.settle
 
     def wrong(step: Step) -> None:
@@ -419,8 +419,12 @@ async def test_what_was_taken_before_the_fault_in_the_same_transaction_stays(
             raise KeyError("a fault")
 
     monkeypatch.setattr(law, "settle", wrong)
-    inputs = [begin("w", {"name": "fork", "stages": stages}), ended("w", "a"), ended("w", "b")]
-    assert await ledger.coordinating(inputs) == [Became.NEW, Became.TAKEN, Became.TAKEN]
+    began = begin("w", {"name": "fork", "stages": stages})
+    assert await ledger.coordinating([began, ended("w", "a"), ended("w", "b")]) == [
+        Became.NEW,
+        Became.TAKEN,
+        Became.TAKEN,
+    ]
     found = WorkflowReader(url).find("w").state
     assert [stage.phase for stage in found.stages.values()] == ["COMPLETED", "CANCELLED", "RUNNING"]
 

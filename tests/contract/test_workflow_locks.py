@@ -279,15 +279,18 @@ async def test_nothing_of_its_locks_stays_behind_a_purged_workflow(
     assert await ledger.lock_states("held") == ["workflow/other"]
 
 
+async def begin_both(ledger: SqlLedger, wire: Wire) -> str:
+    """A workflow within another, both with the same lock; the key of the inner one."""
+    around = {**ALONE, "name": "outer", "stages": [{"name": "i", "workflow": "alone"}]}
+    bodies = {str(each["name"]): Definition.model_validate(each).canonical() for each in (around, ALONE)}
+    await ledger.coordinating([Begin("w", "outer", bodies)])
+    await wire.settle()
+    return key_of("w:i:1")
+
+
 async def test_a_workflow_within_asks_within(ledger: SqlLedger, wire: Wire, state: Any) -> None:
     """What its outer one holds; in the queue that the outer one's stages stand in too."""
-    inner = Definition.model_validate(ALONE).canonical()
-    outer = Definition.model_validate(
-        {**ALONE, "name": "outer", "stages": [{"name": "i", "workflow": "alone"}]}
-    ).canonical()
-    await ledger.coordinating([Begin("w", "outer", {"outer": outer, "alone": inner})])
-    await wire.settle()
-    key = key_of("w:i:1")
+    key = await begin_both(ledger, wire)
     assert await jobs(ledger) == [f"{key}:a:1"]
     assert state("w:i:1").locks[0].name == "workflow/w/asset/1"
     await ledger.coordinating([ended(f"{key}:a:1")])
@@ -300,13 +303,7 @@ async def test_a_workflow_within_that_is_retried_by_itself_asks_as_anybody_does(
     ledger: SqlLedger, wire: Wire, clock: ManualClock, state: Any
 ) -> None:
     """The one around it is over: who holds the resource by now is waited for, and its own grant is told to its jobs."""
-    inner = Definition.model_validate(ALONE).canonical()
-    outer = Definition.model_validate(
-        {**ALONE, "name": "outer", "stages": [{"name": "i", "workflow": "alone"}]}
-    ).canonical()
-    await ledger.coordinating([Begin("w", "outer", {"outer": outer, "alone": inner})])
-    await wire.settle()
-    key = key_of("w:i:1")
+    key = await begin_both(ledger, wire)
     await ledger.coordinating([ended(f"{key}:a:1", Status.FAILED)])
     await wire.settle()
     assert state("w").status is Status.FAILED
