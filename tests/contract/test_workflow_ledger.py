@@ -410,7 +410,7 @@ async def test_what_was_taken_before_the_fault_in_the_same_transaction_stays(
     ledger: SqlLedger, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only what the fault came with is taken back: also of a workflow that has changed meanwhile, or is new."""
-    stages: list[dict[str, Any]] = [{"name": name, "action": "x", "needs": []} for name in ("a", "b", "c")]
+    stages: list[dict[str, object]] = [{"name": name, "action": "x", "needs": []} for name in ("a", "b", "c")]
     right = course.settle
 
     def wrong(step: Step) -> None:
