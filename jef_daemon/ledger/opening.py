@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 import uuid
 from pathlib import Path
 from typing import IO, Any
@@ -16,6 +17,9 @@ from jef_daemon.ledger import schema
 
 _BUSY_S = 5.0
 """How long SQLite waits for another process's lock before it says so."""
+_LEFT_BEHIND_S, _LOOK_AGAIN_S = 5.0, 0.02
+"""A daemon that was killed in the moment in which it started a process has left it what it had open, until that one is
+another program: milliseconds, or as long as a machine under load takes."""
 
 _VERSION_TABLE = (
     "CREATE TABLE alembic_version "
@@ -123,15 +127,7 @@ class Ownership:
             self._file: IO[str] = path.open("a+", encoding="utf-8")
         except OSError as error:
             raise LedgerUnavailable(f"the ledger's lock file cannot be made: {error}") from None
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.seek(0)
-            owner = self._file.read().strip() or "?"
-            raise LedgerInUse(
-                f"the ledger {_named(url)} belongs to the daemon with process id {owner}; "
-                "stop that one, or give this one its own JEF_LEDGER_URL"
-            ) from None
+        self._take(url)
         self._file.truncate(0)
         self._file.write(f"{os.getpid()}\n")
         self._file.flush()
@@ -139,6 +135,35 @@ class Ownership:
     def release(self) -> None:
         """Let another daemon have it."""
         self._file.close()
+
+    def _take(self, url: URL) -> None:
+        until = time.monotonic() + _LEFT_BEHIND_S
+        while True:
+            try:
+                return fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self._file.seek(0)
+                owner = self._file.read().strip()
+            if not _is_gone(owner):
+                said = f"belongs to the daemon with process id {owner or '?'}; stop that one"
+            elif time.monotonic() < until:
+                time.sleep(_LOOK_AGAIN_S)
+                continue
+            else:
+                said = f"is held by what a daemon that is gone (process id {owner}) left behind; end what `fuser` names"
+            self._file.close()
+            raise LedgerInUse(f"the ledger {_named(url)} {said}, or give this one its own JEF_LEDGER_URL")
+
+
+def _is_gone(owner: str) -> bool:
+    """Whether a process, by its id, has ended."""
+    try:
+        os.kill(int(owner), 0)
+    except ProcessLookupError:
+        return True
+    except (ValueError, OverflowError, PermissionError):
+        return False
+    return False
 
 
 def migrate(engine: Engine) -> None:

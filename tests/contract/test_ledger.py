@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import sqlite3
+import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from jef_daemon.errors import (
     RequestRefused,
 )
 from jef_daemon.events import Completed, Failed, Progressed
-from jef_daemon.ledger import Filter, Reader, SqlLedger, schema
+from jef_daemon.ledger import Filter, Reader, SqlLedger, opening, schema
 from jef_daemon.ledger.transaction import Transaction
 from jef_daemon.lifecycle import Execution, Status
 from jef_daemon.names import Names
@@ -397,6 +399,39 @@ async def test_two_daemons_cannot_own_one_ledger(ledger: SqlLedger, url: str) ->
     """The sentence names the owner and the remedy."""
     with pytest.raises(LedgerInUse, match="process id"):
         await SqlLedger(url).open()
+
+
+@pytest.mark.parametrize("is_let_go", [True, False])
+async def test_what_a_killed_daemon_left_behind_is_waited_for(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_let_go: bool
+) -> None:
+    """A process that it was just starting has its lock until it is another program; one that keeps it is told of."""
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    left = (tmp_path / "ledger.db.lock").open("w")
+    left.write(f"{gone.pid}\n")
+    left.flush()
+    fcntl.flock(left, fcntl.LOCK_EX)
+    looked = 0
+
+    def look(_: float) -> None:
+        nonlocal looked
+        looked += 1
+        if is_let_go and looked == 3:
+            left.close()
+
+    monkeypatch.setattr("jef_daemon.ledger.opening.time.sleep", look)
+    monkeypatch.setattr(opening, "_LEFT_BEHIND_S", 60.0 if is_let_go else 0.05)
+    if is_let_go:
+        async with SqlLedger(url) as ledger:
+            assert ledger.identity
+        assert looked == 3
+    else:
+        with pytest.raises(
+            LedgerInUse, match=f"a daemon that is gone .process id {gone.pid}. left behind; end"
+        ):
+            await SqlLedger(url).open()
+        left.close()
 
 
 async def test_a_ledger_of_a_newer_version_is_refused(url: str, tmp_path: Path) -> None:
