@@ -15,7 +15,8 @@ setup: ## Prepare: .venv, packages, RabbitMQ
 setup-tests:
 	@deploy/local/setup.sh --tests
 
-demo: setup ## Set up and watch the main job on a real broker, a minute
+demo: ## Set up and watch the main job on a real broker, a minute
+	@deploy/local/setup.sh --demo
 	@$(PYTHON) deploy/local/demo.py
 
 run: setup ## Set up and leave a daemon running on a private broker, to play with

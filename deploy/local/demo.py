@@ -17,6 +17,7 @@ import filecmp
 import json
 import os
 import re
+import shutil
 import sys
 import sysconfig
 import time
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import aio_pika
+import film
 from aio_pika.abc import AbstractChannel
 from broker import URL_VARIABLE, BrokerError
 from playground import ROOT, Playground, PlaygroundError
@@ -40,6 +42,7 @@ from jef_daemon.names import Names
 
 FOLDER = ROOT / ".jef" / "demo"
 FILES = FOLDER / "data" / "files"
+FILM = FILES / "film"
 LIBRARY = Path(sysconfig.get_paths()["purelib"]) / "sqlalchemy"
 """An installed package: hundreds of real files, tens of megabytes."""
 _WITHIN_S = 50.0
@@ -214,6 +217,14 @@ def jobs() -> list[Job]:
         ),
         Job("stranger", "transmogrify", {}, "FAILED", "transmogrify", "an action that nobody has"),
         *_stages(),
+        *(_stages_of_film() if film.is_possible() else ()),
+    ]
+
+
+def _stages_of_film() -> list[Job]:
+    return [
+        Job(name, action, {}, status, says, why, is_stage=True)
+        for name, action, status, says, why in film.STAGES
     ]
 
 
@@ -252,25 +263,28 @@ class Demo:
             channel = self._channel = await connection.channel()
             # A queue of our own on the exchange of notifications: all that a watcher needs.
             told = await channel.declare_queue(exclusive=True)
-            await told.bind(self._names.status, "#")
+            for each in (self._names.status, self._names.workflow_status):
+                await told.bind(each, "#")
             await told.consume(self._take, no_ack=True)
             exchange = await channel.get_exchange(self._names.jobs)
             for routing_key, body in self._requests():
                 message = aio_pika.Message(body, delivery_mode=aio_pika.DeliveryMode.PERSISTENT)
                 await exchange.publish(message, routing_key)
-            await self._start_workflow()
+            await self._send(
+                self._names.workflows, {"workflowId": _TOUR, "workflow": _TOUR, "variables": {"guest": "you"}}
+            )
+            if film.is_possible():
+                for request in await asyncio.to_thread(film.requests, FILM):
+                    await self._send(self._names.workflows, request)
             await self._watch()
             letters = await channel.get_queue(self._names.dead_letters)
             while letter := await letters.get(fail=False, no_ack=True):
                 self.dead.append(str(letter.headers.get("x-jef-reason")))
-        return list(self._problems())
+        return [*self._problems(), *(film.problems(FILM) if film.is_possible() else ())]
 
-    async def _start_workflow(self) -> None:
-        request = {"workflowId": _TOUR, "workflow": _TOUR, "variables": {"guest": "you"}}
-        message = aio_pika.Message(
-            json.dumps(request).encode(), delivery_mode=aio_pika.DeliveryMode.PERSISTENT
-        )
-        await self._channel.default_exchange.publish(message, self._names.workflows)
+    async def _send(self, queue: str, body: Mapping[str, Any]) -> None:
+        message = aio_pika.Message(json.dumps(body).encode(), delivery_mode=aio_pika.DeliveryMode.PERSISTENT)
+        await self._channel.default_exchange.publish(message, queue)
 
     def _requests(self) -> Iterator[tuple[str, bytes]]:
         for job in self._jobs.values():
@@ -286,7 +300,9 @@ class Demo:
 
     async def _take(self, message: aio_pika.abc.AbstractIncomingMessage) -> None:
         told = json.loads(message.body)
-        job = self._jobs.get(told["executionId"])
+        if (command := film.command(told)) is not None:
+            await self._send(self._names.control, command | {"by": "the demo"})
+        job = self._jobs.get(told.get("executionId", ""))
         if job is None:
             return
         before: dict[str, Any] = job.told[-1] if job.told else {"status": None, "progress": 0}
@@ -297,12 +313,8 @@ class Demo:
             self._console.print(line(told), markup=False, highlight=False, soft_wrap=True)
         self._changed.set()
         if (told["executionId"], told["status"], before["status"]) == ("unwanted", "RUNNING", "QUEUED"):
-            await self._cancel("unwanted")
-
-    async def _cancel(self, execution_id: str) -> None:
-        command = {"command": "cancel", "executionId": execution_id, "reason": _REGRET, "by": "the demo"}
-        message = aio_pika.Message(json.dumps(command).encode())
-        await self._channel.default_exchange.publish(message, self._names.control)
+            regret = {"command": "cancel", "executionId": "unwanted", "reason": _REGRET, "by": "the demo"}
+            await self._send(self._names.control, regret)
 
     async def _watch(self) -> None:
         with Live(self._table, console=self._console, auto_refresh=False) as live:
@@ -391,6 +403,7 @@ What to try next
   less examples/word_count.py      an executor: copy it, change it, name it in .jef/jef.toml
   less .jef/demo/daemon.log        what the daemon logged just now
   .venv/bin/jef workflows draw tour --folder .jef/demo/data/workflows
+  less config/workflows/ingest.yaml    a workflow for real films, which you saw at work
   make test                        see that all of it holds
 """
 
@@ -401,6 +414,12 @@ async def show(playground: Playground, names: Names, console: Console, picture: 
     definitions = FOLDER / "data" / "workflows"
     definitions.mkdir(parents=True)
     (definitions / f"{_TOUR}.yaml").write_text(_WORKFLOW)
+    if film.is_possible():
+        shutil.copy(film.DEFINITION, definitions)
+    else:
+        console.print(
+            "[bold]==>[/] there is no ffmpeg here: the demo goes without its film; install it to see that"
+        )
     began = time.monotonic()
     pid, url = playground.start()
     console.print(
@@ -441,6 +460,8 @@ def main() -> int:
     foreign = os.environ.get(URL_VARIABLE)
     names = Names(f"demo-{os.getpid()}" if foreign else "jef")
     template = _CONFIGURATION.replace("PREFIX", names.prefix).replace("LIBRARY", json.dumps(str(LIBRARY)))
+    if film.is_possible():
+        template += film.configuration()
     playground = Playground(FOLDER, template)
     playground.remove()  # what an interrupted one left
     try:

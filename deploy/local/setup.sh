@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Prepares this checkout: a Python, .venv with the locked packages, the project itself, a RabbitMQ.
 # Says what it does and how long it took; does nothing twice. Called by the Makefile.
-#   setup.sh [--tests]     with --tests: what the tests need besides (ffmpeg, spin, node, systemd, a C compiler,
+#   setup.sh [--demo|--tests]
+#                          with --demo: ffmpeg for the demo's film, where it can be had; it goes without, too
+#                          with --tests: what the tests need besides (ffmpeg, spin, node, systemd, a C compiler,
 #                          Prometheus, tools of Debian packages, a small system to boot)
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -100,6 +102,12 @@ fi
 
 broker=$(.venv/bin/python deploy/local/broker.py install) || exit 1
 say "broker: $broker"
+
+# --- the demo's film -------------------------------------------------------------------------------------
+
+if [ "${1:-}" = --demo ] && ! command -v ffmpeg >/dev/null; then
+  apt_install ffmpeg || say "ffmpeg cannot be installed here: the demo goes without its film"
+fi
 
 # --- what the tests run besides ----------------------------------------------------------------------------
 

@@ -57,6 +57,9 @@ def test_the_demo_shows_what_it_says_and_leaves_nothing_running(undisturbed: Non
         "differ compare FAILED",
         "not-json, unroutable",
         "tour:both:1 greet COMPLETED 100% Hello you, after Hello Ann and Hello Bob",
+        "film:proxy:1 proxy FAILED",
+        "film:store:1 copy COMPLETED",
+        "cut:proxy:1 proxy CANCELLED",
     ):
         assert words in done.stdout
     assert re.search(r"checksum RUNNING [1-9]\d%", done.stdout), done.stdout
