@@ -403,7 +403,7 @@ What to try next
   less examples/word_count.py      an executor: copy it, change it, name it in .jef/jef.toml
   less .jef/demo/daemon.log        what the daemon logged just now
   .venv/bin/jef workflows draw tour --folder .jef/demo/data/workflows
-  less config/workflows/ingest.yaml    a workflow for real films, which you saw at work
+  less config/workflows/ingest.yaml    a workflow for real films, with ffmpeg
   make test                        see that all of it holds
 """
 
